@@ -1,0 +1,19 @@
+//! Python's pickle, read without executing anything, and written at protocol 2.
+//!
+//! [`parse`] runs the stack machine that a pickle is written for and stops short of the one thing that makes pickles
+//! dangerous: a global stays a name, a call stays a record of what would be called with what. The result is an arena
+//! of [`Node`]s; values that the pickle shares stay shared (same [`NodeId`]), dictionaries keep their order and their
+//! duplicates, and every node remembers the byte offset of the opcode that made it.
+//!
+//! Every opcode of protocols 0 to 5 is understood. Nothing here knows of PyTorch.
+
+mod emit;
+mod error;
+mod machine;
+mod node;
+mod opcode;
+
+pub use emit::Emitter;
+pub use error::{Error, ErrorKind};
+pub use machine::{MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, parse};
+pub use node::{Call, Node, NodeId, Object, Pickle};
