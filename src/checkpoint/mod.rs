@@ -1,0 +1,312 @@
+//! A checkpoint file, opened: the one type that everything else reads from.
+
+mod roots;
+mod values;
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub use roots::{Root, RootChoice, RootProblem};
+pub use values::MAX_VALUES_SHOWN;
+
+use crate::container::{self, Container, Contents, Extent, MAX_INFLATED_BYTES, Map, Reached, ZipProblem};
+use crate::error::{Error, Result};
+use crate::tensor::{ByteOrder, DType, TensorSpec, TensorView, ViewProblem, check_view, is_contiguous, sha256_bytes};
+
+/// Why a tensor of a file that can be opened cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TensorProblem {
+    /// Its shape, strides or offset do not fit its storage.
+    #[error("{0}")]
+    View(ViewProblem),
+    /// The file has no bytes for it.
+    #[error("its data, entry {entry:?}, is missing from the file: get the file again")]
+    MissingStorage {
+        /// The entry that should hold them.
+        entry: String,
+    },
+    /// The bytes in the file are more or fewer than the object tree declares.
+    #[error(
+        "its data, entry {entry:?}, has {found} bytes where {declared} are declared: the file is damaged, get it again"
+    )]
+    StorageSize {
+        /// The entry that holds them.
+        entry: String,
+        /// Bytes declared.
+        declared: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// Two tensors have the same full name.
+    #[error("two tensors have this name; choose one of the roots with --root")]
+    DuplicateName,
+}
+
+/// An open checkpoint: its directory and object tree are read, its tensors stay in the memory map until asked for.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    map: Map,
+    contents: Contents,
+    verified: Vec<AtomicBool>,
+    reached: Vec<Reached>,
+    roots: Vec<Root>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint at `path`, whatever its container, and checks that every tensor's bytes are there.
+    ///
+    /// Nothing in the file is executed, and no tensor data is read.
+    ///
+    /// # Errors
+    /// [`Error`] naming the file and, as it applies, the tensor and the byte offset: not a checkpoint, truncated,
+    /// malformed, or past one of the limits listed in the crate's documentation.
+    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+        let path = path.as_ref();
+        let map = Map::open(path)?;
+        let contents = container::open(path, &map)?;
+        let reached = contents.tree.tensors().map_err(|limit| Error::Tree { path: path.to_owned(), limit })?;
+        for tensor in &reached {
+            check(&contents, tensor.tensor).map_err(|problem| Error::Tensor {
+                path: path.to_owned(),
+                tensor: tensor.path.clone(),
+                problem,
+            })?;
+        }
+        let verified = contents.storages.iter().map(|_| AtomicBool::new(false)).collect();
+        let roots = roots::find(&reached);
+        Ok(Checkpoint { path: path.to_owned(), map, contents, verified, reached, roots })
+    }
+
+    /// The path it was opened by.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The kind of file.
+    #[must_use]
+    pub fn container(&self) -> Container {
+        self.contents.container
+    }
+
+    /// The size of the file in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// Every mapping in the file that directly holds tensors under text keys, in file order.
+    #[must_use]
+    pub fn roots(&self) -> &[Root] {
+        &self.roots
+    }
+
+    /// How many tensors the file holds in all; a shared tensor counts once for each of its names.
+    #[must_use]
+    pub fn tensor_count(&self) -> usize {
+        self.reached.len()
+    }
+
+    /// What the file holds besides tensors (arguments, epoch, metrics, ...), as one JSON object by key; tensors and
+    /// mappings of nothing but tensors are left out. At most [`MAX_VALUES_SHOWN`] values are shown.
+    #[must_use]
+    pub fn values(&self) -> serde_json::Map<String, serde_json::Value> {
+        values::of(&self.contents.tree)
+    }
+
+    /// SHA-256 of the whole file, in hexadecimal.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        sha256_bytes(&self.map)
+    }
+
+    /// The tensors of the root that `choice` names.
+    ///
+    /// # Errors
+    /// [`Error::Root`] if there is no such root, none at all, or several and none is the obvious one;
+    /// [`Error::Tensor`] if a name occurs twice in it.
+    pub fn state_dict(&self, choice: &RootChoice) -> Result<StateDict<'_>> {
+        let selected = roots::select(&self.roots, &self.reached, choice)
+            .map_err(|problem| Error::Root { path: self.path.clone(), problem })?;
+        let mut names = HashSet::new();
+        let mut specs = Vec::with_capacity(selected.tensors.len());
+        let mut stored = Vec::with_capacity(selected.tensors.len());
+        for (name, tensor) in selected.tensors {
+            if !names.insert(name.clone()) {
+                let problem = TensorProblem::DuplicateName;
+                return Err(Error::Tensor { path: self.path.clone(), tensor: name, problem });
+            }
+            let StoredTensor { dtype, shape, .. } = &self.contents.tensors[tensor];
+            specs.push(TensorSpec { name, dtype: *dtype, shape: shape.clone() });
+            stored.push(tensor);
+        }
+        let outside = self.reached.len() - specs.len();
+        Ok(StateDict { checkpoint: self, root: selected.path, specs, stored, outside })
+    }
+
+    /// The bytes of a storage, decompressed if need be, its checksum verified on first use.
+    fn storage(&self, index: usize) -> Result<Cow<'_, [u8]>> {
+        let storage = &self.contents.storages[index];
+        let zip = |problem: ZipProblem| Error::Zip { path: self.path.clone(), problem };
+        match &storage.extent {
+            Extent::Missing => Ok(Cow::Borrowed(&[])),
+            Extent::Deflated(entry) => entry.inflate(&self.map, MAX_INFLATED_BYTES).map(Cow::Owned).map_err(zip),
+            Extent::Mapped(range) => {
+                let bytes = &self.map[range.clone()];
+                if let Some(entry) = &storage.entry
+                    && !self.verified[index].load(Ordering::Relaxed)
+                {
+                    entry.check(bytes).map_err(zip)?;
+                    self.verified[index].store(true, Ordering::Relaxed);
+                }
+                Ok(Cow::Borrowed(bytes))
+            }
+        }
+    }
+}
+
+use crate::container::StoredTensor;
+
+/// Checks that the tensor's storage is there, whole, and holds all of its elements.
+fn check(contents: &Contents, tensor: usize) -> Result<(), TensorProblem> {
+    let tensor = &contents.tensors[tensor];
+    let storage = &contents.storages[tensor.storage];
+    if matches!(storage.extent, Extent::Missing) && storage.declared > 0 {
+        return Err(TensorProblem::MissingStorage { entry: storage.label.clone() });
+    }
+    if storage.size != storage.declared {
+        let entry = storage.label.clone();
+        return Err(TensorProblem::StorageSize { entry, declared: storage.declared, found: storage.size });
+    }
+    check_view(tensor.dtype, &tensor.shape, &tensor.strides, tensor.offset, storage.size)
+        .map(drop)
+        .map_err(TensorProblem::View)
+}
+
+/// The tensors under one root of a checkpoint, in file order, by their names relative to it.
+#[derive(Clone, Debug)]
+pub struct StateDict<'c> {
+    checkpoint: &'c Checkpoint,
+    root: String,
+    specs: Vec<TensorSpec>,
+    stored: Vec<usize>,
+    outside: usize,
+}
+
+impl<'c> StateDict<'c> {
+    /// The checkpoint it is part of.
+    #[must_use]
+    pub fn checkpoint(&self) -> &'c Checkpoint {
+        self.checkpoint
+    }
+
+    /// The dotted path of the root; empty for the top of the file.
+    #[must_use]
+    pub fn root(&self) -> &str {
+        &self.root
+    }
+
+    /// What the tensors are, in file order; an index into this slice names a tensor elsewhere.
+    #[must_use]
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// How many tensors of the file are not under this root.
+    #[must_use]
+    pub fn outside(&self) -> usize {
+        self.outside
+    }
+
+    /// The index of the tensor with that name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.specs.iter().position(|spec| spec.name == name)
+    }
+
+    /// The data of the tensor with that index.
+    ///
+    /// # Errors
+    /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong.
+    pub fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
+        let stored = &self.checkpoint.contents.tensors[self.stored[index]];
+        let order = self.checkpoint.contents.storages[stored.storage].order;
+        Ok(TensorData { stored: Cow::Borrowed(stored), order, storage: self.checkpoint.storage(stored.storage)? })
+    }
+
+    /// Where the tensor with that index lies in its storage.
+    #[must_use]
+    pub fn placement(&self, index: usize) -> Placement<'c> {
+        let stored = &self.checkpoint.contents.tensors[self.stored[index]];
+        Placement {
+            storage: stored.storage,
+            storage_bytes: self.checkpoint.contents.storages[stored.storage].size,
+            offset: stored.offset,
+            strides: &stored.strides,
+            contiguous: is_contiguous(&stored.shape, &stored.strides),
+        }
+    }
+
+    /// A run of elements of the storage that the tensor with that index is part of, as a one-dimensional tensor.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] if the storage does not have them, and as [`StateDict::tensor`].
+    pub(crate) fn storage_run(&self, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {
+        let data = self.tensor(index)?;
+        let stored = StoredTensor { shape: vec![count], strides: vec![1], offset: first, ..data.stored.into_owned() };
+        check_view(stored.dtype, &stored.shape, &stored.strides, first, data.storage.len() as u64).map_err(
+            |problem| Error::Tensor {
+                path: self.checkpoint.path.clone(),
+                tensor: self.specs[index].name.clone(),
+                problem: TensorProblem::View(problem),
+            },
+        )?;
+        Ok(TensorData { stored: Cow::Owned(stored), ..data })
+    }
+}
+
+/// Where a tensor lies in its storage.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'c> {
+    /// A number that tensors of the same checkpoint share exactly if they share a storage.
+    pub storage: usize,
+    /// The size of the storage in bytes.
+    pub storage_bytes: u64,
+    /// Elements before the first one.
+    pub offset: usize,
+    /// Elements between neighbours, for each dimension.
+    pub strides: &'c [usize],
+    /// Whether the elements lie one after another, row-major.
+    pub contiguous: bool,
+}
+
+/// The data of one tensor: mapped, or decompressed and held here.
+#[derive(Clone, Debug)]
+pub struct TensorData<'c> {
+    stored: Cow<'c, StoredTensor>,
+    order: ByteOrder,
+    storage: Cow<'c, [u8]>,
+}
+
+impl TensorData<'_> {
+    /// The tensor's elements.
+    #[must_use]
+    pub fn view(&self) -> TensorView<'_> {
+        let StoredTensor { dtype, shape, strides, offset, .. } = &*self.stored;
+        match TensorView::new(*dtype, shape, strides, *offset, self.order, &self.storage) {
+            Ok(view) => view,
+            // Every tensor was checked against the size of its storage when the checkpoint was opened.
+            Err(problem) => unreachable!("{problem}"),
+        }
+    }
+
+    /// The element type.
+    #[must_use]
+    pub fn dtype(&self) -> DType {
+        self.stored.dtype
+    }
+}

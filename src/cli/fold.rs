@@ -1,0 +1,438 @@
+//! `fold`: `W + lambda * W'` into a drop-in checkpoint.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use comfy_table::{Cell, CellAlignment};
+use m2pt_surgery::tensor::shape_text;
+use m2pt_surgery::{
+    Architecture, AuxRequest, BiasMode, BlockSet, DType, DepthMismatch, Error, FoldReport, FoldRequest, FoldedLayer,
+    Format, LambdaSpec, LayerKind, Norms, Parameter, PlannedFold, RootChoice, Selector, Understood,
+};
+use serde_json::{Value, json};
+
+use super::DONE;
+use super::printer::Printer;
+use super::progress::Bar;
+use super::text::{bytes, counted, printable, significant};
+
+/// Fold auxiliary weights into a target, W + lambda * W', and write a plain checkpoint
+///
+/// The linear layers (qkv, proj, fc1, fc2 of every block) are found in each file by its family's naming. Everything else
+/// in the target is copied bit for bit. A target that was trained with cross-modal re-parameterization folds with its own
+/// learned lambdas and auxiliary weights.
+#[derive(clap::Args, Debug)]
+#[command(after_help = "Examples:
+  m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 -o merged.pth
+  m2pt-surgery fold image.pth --aux audio.pth=0.1 --aux video.pth=0.05 -o merged.safetensors
+  m2pt-surgery fold image.pth --aux audio.pth --lambda 'qkv=0.1,fc1=0.02' --dry-run -o merged.pth
+  m2pt-surgery fold image.pth --aux audio.pth --lambda 0.0..0.2 --blocks 0-5 -o merged.pth
+  m2pt-surgery fold trained_pathway.pth -o plain.pth       learned lambdas
+  m2pt-surgery fold gpt.pth --aux other.pth --lambda 0.1 -o merged.pth \\
+      --target-pattern 'h\\.(?<block>\\d+)\\.(?:(?<qkv>attn\\.c_attn)|(?<fc1>mlp\\.c_fc))\\.weight$'")]
+pub(super) struct Args {
+    /// The checkpoint that is improved
+    target: PathBuf,
+
+    /// An auxiliary checkpoint, with its own lambda if need be; several are folded from left to right
+    #[arg(long, value_name = "FILE[=LAMBDA]")]
+    aux: Vec<String>,
+
+    /// The file to write: .pth (also .pt, .bin, .ckpt) or .safetensors
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+
+    /// The scale: a number, a range from the first block to the last (0.0..0.2), or one for each of some kinds of layer
+    /// (qkv=0.1,fc1=0.02)
+    #[arg(long, value_name = "LAMBDA", allow_hyphen_values = true, conflicts_with = "lambda_file")]
+    lambda: Option<String>,
+
+    /// A JSON object of scales by layer: {"blocks.0.attn.qkv": 0.1, "1.fc2": 0.02}
+    #[arg(long, value_name = "FILE")]
+    lambda_file: Option<PathBuf>,
+
+    /// Fold only these kinds of layer
+    #[arg(long, value_delimiter = ',', value_name = "qkv,proj,fc1,fc2", value_parser = layer_kind)]
+    layers: Option<Vec<LayerKind>>,
+
+    /// Fold only these blocks, counted from 0
+    #[arg(long, value_name = "0-5,8", value_parser = block_set)]
+    blocks: Option<BlockSet>,
+
+    /// Keep the target's biases, or fold them too: b + lambda * b'
+    #[arg(long, value_enum, default_value_t = Bias::Keep)]
+    bias: Bias,
+
+    /// If the models differ in depth: refuse, or fold the blocks that both have
+    #[arg(long, value_enum, default_value_t = Depth::Error, value_name = "WHAT")]
+    depth_mismatch: Depth,
+
+    /// Cast the output's floating-point tensors after the fold
+    #[arg(long, value_name = "float32|float16|bfloat16|float64", value_parser = dtype)]
+    dtype: Option<DType>,
+
+    /// The part of the target that holds the model, as a dotted path
+    #[arg(long, value_name = "PATH")]
+    root: Option<String>,
+
+    /// The part of each auxiliary that holds the model
+    #[arg(long, value_name = "PATH")]
+    aux_root: Option<String>,
+
+    /// A regular expression that finds the target's layers, with named groups `block` and `layer`
+    #[arg(long, value_name = "REGEX", value_parser = selector)]
+    target_pattern: Option<Selector>,
+
+    /// A regular expression that finds each auxiliary's layers
+    #[arg(long, value_name = "REGEX", value_parser = selector)]
+    aux_pattern: Option<Selector>,
+
+    /// The output's format, where its extension does not tell
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    format: Option<OutputFormat>,
+
+    /// Replace the output if it exists; it may be one of the inputs
+    #[arg(long)]
+    force: bool,
+
+    /// Let NaN and infinity pass into the output
+    #[arg(long)]
+    allow_non_finite: bool,
+
+    /// Write provenance (hashes of the inputs, lambdas, options) to OUTPUT.json
+    #[arg(long)]
+    report: bool,
+
+    /// Keep provenance out of a safetensors header
+    #[arg(long)]
+    no_metadata: bool,
+
+    /// Print what would be done, layer by layer, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+
+    /// One JSON object on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Bias {
+    Keep,
+    Fold,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Depth {
+    Error,
+    First,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OutputFormat {
+    Pth,
+    Safetensors,
+}
+
+fn layer_kind(text: &str) -> Result<LayerKind, String> {
+    let found = LayerKind::ALL.into_iter().find(|kind| kind.name() == text.trim());
+    found.ok_or_else(|| "the kinds of layer are qkv, proj, fc1, fc2".to_owned())
+}
+
+fn block_set(text: &str) -> Result<BlockSet, String> {
+    BlockSet::parse(text).ok_or_else(|| "write blocks as numbers and ranges: 0-5,8".to_owned())
+}
+
+fn dtype(text: &str) -> Result<DType, String> {
+    let found = DType::from_name(text).filter(|dtype| dtype.is_foldable());
+    found.ok_or_else(|| "the types are float32, float16, bfloat16, float64".to_owned())
+}
+
+fn selector(text: &str) -> Result<Selector, String> {
+    Selector::new(text).map_err(|error| error.to_string())
+}
+
+/// `FILE` or `FILE=LAMBDA`; a file whose name holds `=` is taken as it is if it exists.
+fn aux(text: &str) -> Result<AuxRequest> {
+    let whole = AuxRequest { path: text.into(), lambda: None };
+    if whole.path.exists() {
+        return Ok(whole);
+    }
+    let Some(first) = text.find('=') else { return Ok(whole) };
+    let lambdas = text.match_indices('=').filter_map(|(at, _)| {
+        Some(AuxRequest { path: text[..at].into(), lambda: Some(LambdaSpec::parse(&text[at + 1..]).ok()?) })
+    });
+    match lambdas.min_by_key(|aux| !aux.path.exists()) {
+        Some(aux) => Ok(aux),
+        None => {
+            // Nothing after any `=` is a lambda: say what is wrong with the first.
+            LambdaSpec::parse(&text[first + 1..]).with_context(|| format!("--aux {text}"))?;
+            Ok(whole)
+        }
+    }
+}
+
+fn request(args: &Args) -> Result<FoldRequest> {
+    let lambda = match (&args.lambda, &args.lambda_file) {
+        (Some(text), _) => Some(LambdaSpec::parse(text).context("--lambda")?),
+        (None, Some(path)) => Some(lambda_file(path)?),
+        (None, None) => None,
+    };
+    let format = args.format.map(|format| match format {
+        OutputFormat::Pth => Format::Pth,
+        OutputFormat::Safetensors => Format::Safetensors,
+    });
+    let mut request = match format {
+        Some(format) => FoldRequest::with_format(&args.target, &args.output, format),
+        None => FoldRequest::new(&args.target, &args.output)?,
+    };
+    request.aux = args.aux.iter().map(|text| aux(text)).collect::<Result<_>>()?;
+    let root = |path: &Option<String>| path.clone().map_or(RootChoice::Auto, RootChoice::Path);
+    request.target_root = root(&args.root);
+    request.aux_root = root(&args.aux_root);
+    request.target_pattern.clone_from(&args.target_pattern);
+    request.aux_pattern.clone_from(&args.aux_pattern);
+    request.lambda = lambda;
+    request.kinds.clone_from(&args.layers);
+    request.blocks.clone_from(&args.blocks);
+    request.bias = match args.bias {
+        Bias::Keep => BiasMode::Keep,
+        Bias::Fold => BiasMode::Fold,
+    };
+    request.depth_mismatch = match args.depth_mismatch {
+        Depth::Error => DepthMismatch::Error,
+        Depth::First => DepthMismatch::First,
+    };
+    request.dtype = args.dtype;
+    request.allow_non_finite = args.allow_non_finite;
+    request.force = args.force;
+    request.metadata = !args.no_metadata;
+    request.sidecar = args.report;
+    Ok(request)
+}
+
+fn lambda_file(path: &Path) -> Result<LambdaSpec> {
+    /// Bytes of the longest lambda file read: far more than any model has layers for.
+    const LONGEST: u64 = 16 << 20;
+    let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(io)?.len() > LONGEST {
+        bail!("{} is no lambda file: it is larger than {}", path.display(), bytes(LONGEST));
+    }
+    let text = std::fs::read(path).map_err(io)?;
+    let problem = |problem| Error::LambdaFile { path: path.to_owned(), problem };
+    Ok(LambdaSpec::from_json(&String::from_utf8_lossy(&text)).map_err(problem)?)
+}
+
+pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
+    let inputs = request(args)?.open()?;
+    let fold = inputs.plan()?;
+    for note in &fold.plan().notes {
+        printer.note(note);
+    }
+    let done = if args.dry_run {
+        None
+    } else {
+        let mut bar = Bar::new(fold.plan().bytes(), "folding", printer.quiet() || args.json);
+        Some(fold.run(&mut bar)?)
+    };
+    if let Some(done) = &done {
+        for name in &done.run.non_finite {
+            printer.note(&format!("{name} holds NaN or infinity"));
+        }
+    }
+    if args.json {
+        printer.json(&report_json(&fold, done.as_ref()))?;
+        return Ok(DONE);
+    }
+    models(&fold, printer)?;
+    match &done {
+        None => dry_run(&fold, printer)?,
+        Some(done) => report(&fold, done, printer)?,
+    }
+    Ok(DONE)
+}
+
+/// What each file was taken for.
+fn models(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
+    let roles = std::iter::once("target").chain(std::iter::repeat("auxiliary"));
+    for (role, model) in roles.zip(std::iter::once(fold.target()).chain(fold.aux())) {
+        let checkpoint = model.tensors.checkpoint();
+        let root = match model.tensors.root() {
+            "" => String::new(),
+            root => format!(", root {root}"),
+        };
+        let path = printable(&checkpoint.path().display().to_string());
+        printer.line(format!("{role:<10} {path}  {}{root}", bytes(checkpoint.file_bytes())))?;
+        let family = match &model.family {
+            Some(family) => format!("{} ({})", family.family.title(), family.because.join("; ")),
+            None => "layers found by pattern".to_owned(),
+        };
+        printer.line(format!("{:<10} {family}", ""))?;
+        if let Some(architecture) = architecture(model) {
+            printer.line(format!("{:<10} {architecture}", ""))?;
+        }
+        if model.tensors.outside() > 0 {
+            let others: Vec<String> = checkpoint
+                .roots()
+                .iter()
+                .filter(|root| root.path() != model.tensors.root())
+                .map(|root| format!("{} ({})", printable(root.path()), root.tensors()))
+                .collect();
+            let roots = if others.is_empty() { String::new() } else { format!("; other roots: {}", others.join(", ")) };
+            let elsewhere = counted(model.tensors.outside(), "tensor");
+            printer.line(format!("{:<10} {elsewhere} of the file not taken{roots}", ""))?;
+        }
+    }
+    printer.line("")?;
+    Ok(())
+}
+
+fn architecture(model: &Understood<'_>) -> Option<Architecture> {
+    Architecture::guess(model.tensors.specs(), &model.layers)
+}
+
+fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
+}
+
+/// The plan as a table: one row for each parameter and term.
+fn dry_run(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
+    let plan = fold.plan();
+    let mut table = printer.new_table(&["target layer", "auxiliary layer", "shape", "dtype", "lambda", "bytes"]);
+    for folded in &plan.folded {
+        for (i, term) in folded.terms.iter().enumerate() {
+            let step = &plan.steps[folded.step];
+            let number = if fold.aux().len() > 1 { format!(" ({})", term.source.input) } else { String::new() };
+            table.add_row([
+                Cell::new(if i == 0 { printable(&folded.name) } else { String::new() }),
+                Cell::new(format!("{}{number}", printable(&term.name))),
+                Cell::new(shape_text(&folded.shape)),
+                Cell::new(dtype_text(folded, step.dtype)),
+                right(significant(term.lambda, 6)),
+                right(if i == 0 { bytes(step.bytes()) } else { String::new() }),
+            ]);
+        }
+    }
+    printer.table(&table)?;
+    summary(fold, "would be folded", printer)?;
+    printer.line(format!(
+        "{} of {} would be written to {}; nothing was.",
+        bytes(fold.file_bytes()),
+        fold.request().format.name(),
+        printable(&fold.request().output.display().to_string()),
+    ))?;
+    Ok(())
+}
+
+fn dtype_text(folded: &FoldedLayer, output: DType) -> String {
+    if folded.dtype == output { output.to_string() } else { format!("{} -> {output}", folded.dtype) }
+}
+
+fn summary(fold: &PlannedFold<'_>, verb: &str, printer: &mut Printer) -> Result<()> {
+    let plan = fold.plan();
+    let weights = plan.folded.iter().filter(|f| f.parameter == Parameter::Weight).count();
+    let biases = plan.folded.len() - weights;
+    let mut text = format!("{} of {} {verb}", weights, counted(fold.target().layers.as_slice().len(), "layer"));
+    if biases > 0 {
+        text += &format!(", and {}", if biases == 1 { "1 bias".to_owned() } else { format!("{biases} biases") });
+    }
+    let copied = plan.outputs.len() - plan.folded.iter().filter(|f| f.changes()).count();
+    text += &format!("; {} kept as they are", counted(copied, "tensor"));
+    if let Some(dtype) = fold.request().dtype {
+        text += &format!(" but for the cast to {dtype}");
+    }
+    if !plan.dropped.is_empty() {
+        text += &format!("; {} left out, now in the weights", counted(plan.dropped.len(), "pathway tensor"));
+    }
+    printer.line(text + ".")?;
+    Ok(())
+}
+
+/// The norms of all folded parameters of a kind, added up.
+fn norms_by_kind(fold: &PlannedFold<'_>, done: &FoldReport) -> BTreeMap<(LayerKind, bool), (usize, Vec<f64>, Norms)> {
+    let mut kinds: BTreeMap<(LayerKind, bool), (usize, Vec<f64>, Norms)> = BTreeMap::new();
+    for folded in &fold.plan().folded {
+        let (count, lambdas, sums) = kinds.entry((folded.id.kind, folded.parameter == Parameter::Bias)).or_default();
+        *count += 1;
+        lambdas.extend(folded.terms.iter().map(|term| term.lambda));
+        if let Some(norms) = done.run.norms.get(folded.step).copied().flatten() {
+            sums.source += norms.source;
+            sums.change += norms.change;
+        }
+    }
+    kinds
+}
+
+fn relative(norms: Norms) -> Option<f64> {
+    (norms.source > 0.0).then(|| (norms.change / norms.source).sqrt())
+}
+
+fn report(fold: &PlannedFold<'_>, done: &FoldReport, printer: &mut Printer) -> Result<()> {
+    let mut table = printer.new_table(&["layers", "folded", "lambda", "|lambda W'| / |W|"]);
+    for ((kind, bias), (count, lambdas, norms)) in norms_by_kind(fold, done) {
+        let low = lambdas.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = lambdas.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let range = match low.total_cmp(&high) {
+            std::cmp::Ordering::Equal => significant(low, 4),
+            _ => format!("{} .. {}", significant(low, 4), significant(high, 4)),
+        };
+        let change = relative(norms).map_or("-".to_owned(), |r| format!("{}%", significant(r * 100.0, 3)));
+        let name = if bias { format!("{kind} biases") } else { kind.to_string() };
+        table.add_row([Cell::new(name), right(count), right(range), right(change)]);
+    }
+    printer.table(&table)?;
+    summary(fold, "folded", printer)?;
+    let seconds = done.elapsed.as_secs_f64();
+    printer.line(format!(
+        "Wrote {}: {} in {:.2} s ({}/s).",
+        printable(&fold.request().output.display().to_string()),
+        bytes(done.file_bytes),
+        seconds,
+        bytes((done.file_bytes as f64 / seconds.max(1e-9)) as u64),
+    ))?;
+    Ok(())
+}
+
+fn report_json(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value {
+    let plan = fold.plan();
+    let model = |model: &Understood<'_>| {
+        json!({
+            "file": model.tensors.checkpoint().path().to_string_lossy(),
+            "root": model.tensors.root(),
+            "family": model.family.as_ref().map(|r| r.family.name()),
+            "architecture": architecture(model).map(|a| a.to_string()),
+            "layers": model.layers.as_slice().len(),
+        })
+    };
+    let layers: Vec<Value> = plan
+        .folded
+        .iter()
+        .map(|folded| {
+            let norms = done.and_then(|done| done.run.norms.get(folded.step).copied().flatten());
+            json!({
+                "name": folded.name, "block": folded.id.block, "kind": folded.id.kind.name(),
+                "shape": folded.shape, "dtype": folded.dtype.name(), "bytes": plan.steps[folded.step].bytes(),
+                "terms": folded.terms.iter().map(|term| json!({
+                    "aux": term.name, "input": term.source.input, "lambda": term.lambda,
+                })).collect::<Vec<_>>(),
+                "relative_change": norms.and_then(relative),
+            })
+        })
+        .collect();
+    json!({
+        "target": model(fold.target()),
+        "aux": fold.aux().iter().map(model).collect::<Vec<_>>(),
+        "output": {
+            "file": fold.request().output.to_string_lossy(), "format": fold.request().format.name(),
+            "tensors": plan.outputs.len(), "bytes": fold.file_bytes(), "written": done.is_some(),
+        },
+        "layers": layers,
+        "dropped": plan.dropped.iter().map(|d| json!({"name": d.name, "reason": d.reason})).collect::<Vec<_>>(),
+        "notes": plan.notes,
+        "non_finite": done.map(|done| done.run.non_finite.clone()),
+        "seconds": done.map(|done| done.elapsed.as_secs_f64()),
+    })
+}

@@ -1,0 +1,84 @@
+//! The commands: arguments -> options -> one library call -> rendering. Nothing else prints.
+
+mod fold;
+mod inspect;
+mod lambdas;
+mod printer;
+mod progress;
+mod text;
+
+use std::io::{self, ErrorKind};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use printer::Printer;
+
+/// Done, and sound.
+const DONE: ExitCode = ExitCode::SUCCESS;
+/// Could not be done.
+const FAILED: u8 = 2;
+
+/// Surgery on model checkpoints: look into them, and fold auxiliary weights into vision transformers.
+///
+/// Nothing in a checkpoint is ever executed. Results go to standard output, everything else to standard error.
+#[derive(Parser, Debug)]
+#[command(
+    name = "m2pt-surgery",
+    version,
+    after_help = "Examples:
+  m2pt-surgery inspect image.pth
+  m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 -o merged.pth
+  m2pt-surgery fold trained_pathway.pth -o plain.safetensors
+
+Exit status: 0 done; 1 done, with a finding; 2 could not be done."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// When to use colours
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
+    color: Colour,
+
+    /// Print nothing but results and errors: no notes, no progress
+    #[arg(short, long, global = true)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+enum Colour {
+    /// On a terminal, unless NO_COLOR is set
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Inspect(inspect::Args),
+    Fold(Box<fold::Args>),
+}
+
+/// Runs the program.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut printer = Printer::new(cli.color, cli.quiet);
+    let result = match &cli.command {
+        Command::Inspect(args) => inspect::run(args, &mut printer),
+        Command::Fold(args) => fold::run(args, &mut printer),
+    };
+    match result.and_then(|code| Ok(printer.flush().map(|()| code)?)) {
+        Ok(code) => code,
+        // Whoever read the output has seen enough.
+        Err(error) if is_broken_pipe(&error) => DONE,
+        Err(error) => {
+            printer.error(&format!("{error:#}"));
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe)
+}

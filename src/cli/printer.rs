@@ -1,0 +1,86 @@
+//! Standard output for results, standard error for everything else.
+
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
+
+use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+
+use super::Colour;
+use super::text::printable;
+
+/// A line under the header, and nothing else.
+const STYLE: TableStyle = TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─'));
+
+/// Where and how to print.
+pub(super) struct Printer {
+    out: BufWriter<Stdout>,
+    colour: bool,
+    quiet: bool,
+}
+
+impl Printer {
+    pub(super) fn new(colour: Colour, quiet: bool) -> Printer {
+        let colour = match colour {
+            Colour::Always => true,
+            Colour::Never => false,
+            Colour::Auto => io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty()),
+        };
+        Printer { out: BufWriter::new(io::stdout()), colour, quiet }
+    }
+
+    /// A line of the result.
+    pub(super) fn line(&mut self, text: impl AsRef<str>) -> io::Result<()> {
+        writeln!(self.out, "{}", text.as_ref())
+    }
+
+    /// A table of the result, followed by an empty line.
+    pub(super) fn table(&mut self, table: &Table) -> io::Result<()> {
+        for line in table.lines() {
+            writeln!(self.out, "{}", line.trim_end())?;
+        }
+        writeln!(self.out)
+    }
+
+    /// The result as one JSON object.
+    pub(super) fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
+        writeln!(self.out, "{value:#}")
+    }
+
+    /// What the user should know besides the result.
+    pub(super) fn note(&mut self, text: &str) {
+        if !self.quiet {
+            // Nobody can be told that standard error is gone.
+            let _ = writeln!(io::stderr(), "note: {}", safe(text));
+        }
+    }
+
+    pub(super) fn error(&mut self, text: &str) {
+        let _ = self.out.flush();
+        let _ = writeln!(io::stderr(), "error: {}", safe(text));
+    }
+
+    pub(super) fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+
+    pub(super) fn quiet(&self) -> bool {
+        self.quiet
+    }
+
+    /// An empty table with that header, as wide as its content; coloured cells show if colours are on.
+    pub(super) fn new_table(&self, header: &[&str]) -> Table {
+        let mut table = Table::new();
+        table.load_style(STYLE).set_content_arrangement(ContentArrangement::Disabled);
+        table.set_header(header.to_vec());
+        if self.colour {
+            table.enforce_styling();
+        } else {
+            table.force_no_tty();
+        }
+        table
+    }
+}
+
+/// The lines of a message, control characters made visible.
+fn safe(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}

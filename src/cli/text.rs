@@ -1,0 +1,84 @@
+//! Numbers as people read them.
+
+/// Bytes with a decimal unit: `346 MB`, `1.26 MB`, `512 B`.
+pub(super) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if count < 1000 {
+        return format!("{count} B");
+    }
+    let mut value = count as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.digits$} {}", UNITS[unit])
+}
+
+/// An integer with commas: `85,798,656`.
+pub(super) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// A count and its noun: `1 layer`, `24 layers`.
+pub(super) fn counted(n: usize, noun: &str) -> String {
+    format!("{} {noun}{}", count(n as u64), if n == 1 { "" } else { "s" })
+}
+
+/// A number of up to `digits` significant digits, without trailing zeros.
+pub(super) fn significant(value: f64, digits: usize) -> String {
+    if value == 0.0 || !value.is_finite() {
+        return format!("{value}");
+    }
+    let magnitude = value.abs().log10().floor() as i32;
+    if !(-4..7).contains(&magnitude) {
+        return format!("{value:.*e}", digits.saturating_sub(1));
+    }
+    let decimals = usize::try_from(digits as i32 - 1 - magnitude).unwrap_or(0);
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// At most `width` characters of a text, the rest replaced by an ellipsis.
+pub(super) fn shortened(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
+}
+
+/// Control characters made visible, so that a name or value from a file cannot steer the terminal.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(1_256_351), "1.26 MB");
+        assert_eq!(bytes(346_284_714), "346 MB");
+        assert_eq!(bytes(999_999), "1.00 MB");
+        assert_eq!(count(85_798_656), "85,798,656");
+        assert_eq!(count(7), "7");
+        assert_eq!(counted(1, "layer"), "1 layer");
+        assert_eq!(significant(0.1, 4), "0.1");
+        assert_eq!(significant(-0.352_123, 4), "-0.3521");
+        assert_eq!(significant(1e-9, 3), "1.00e-9");
+        assert_eq!(significant(123_456.0, 3), "123456");
+        assert_eq!(shortened("abcdef", 4), "abc…");
+        assert_eq!(printable("a\x1b[31m"), "a\\u{1b}[31m");
+    }
+}

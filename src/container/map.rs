@@ -1,0 +1,47 @@
+//! Read-only memory maps: the one file of the crate with `unsafe` code.
+
+use std::fs::File;
+use std::ops::Deref;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// A whole file, mapped for reading.
+#[derive(Debug)]
+pub(crate) struct Map(Option<memmap2::Mmap>);
+
+impl Map {
+    /// Maps the file at `path`, which may be empty.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Directory`].
+    pub(crate) fn open(path: &Path) -> Result<Map> {
+        let io = |source| Error::Io { action: "open", path: path.to_owned(), source };
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.is_dir() {
+            return Err(Error::Directory { path: path.to_owned() });
+        }
+        if !metadata.is_file() {
+            return Err(Error::NotAFile { path: path.to_owned() });
+        }
+        if metadata.len() == 0 {
+            return Ok(Map(None));
+        }
+        // SAFETY: the map is private to this value, read-only, and only ever seen as `&[u8]`, for which every bit
+        // pattern is valid. What no program can rule out is another process changing the file meanwhile: then the
+        // bytes may change between two reads (nothing here relies on reading the same value twice for memory safety),
+        // and if the file is made shorter the operating system ends this process with SIGBUS.
+        #[expect(unsafe_code, reason = "mapping a file is unsafe by nature; see SAFETY above")]
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
+        Ok(Map(Some(map)))
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.0.as_deref().unwrap_or(&[])
+    }
+}

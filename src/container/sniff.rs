@@ -1,0 +1,76 @@
+//! What a file is, from its first bytes; and what it is instead, where it is no checkpoint.
+
+use std::path::Path;
+
+use super::Container;
+use super::safetensors::MAX_HEADER_BYTES;
+use crate::error::{Error, Result};
+
+/// First bytes of files that are mistaken for checkpoints, what they are, and the way out.
+const OTHERS: &[(&[u8], &str, &str)] = &[
+    (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file with `git lfs pull`"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it with `gunzip` first"),
+    (b"BZh", "compressed with bzip2", "unpack it with `bunzip2` first"),
+    (b"\xfd7zXZ\0", "compressed with xz", "unpack it with `unxz` first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it with `unzstd` first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it first"),
+    (b"Rar!", "a RAR archive", "unpack it first"),
+    (
+        b"\x89HDF\r\n",
+        "an HDF5 file (Keras, TensorFlow)",
+        "load it in its own framework and save the weights as .safetensors",
+    ),
+    (b"GGUF", "a GGUF file", "use the original checkpoint it was made from"),
+    (b"\x93NUMPY", "a NumPy array", "save a dictionary of tensors with torch.save or safetensors"),
+    (b"PK\x05\x06", "an empty zip archive", "download or copy the file again"),
+    (b"%PDF", "a PDF document", "give the path of the checkpoint"),
+];
+
+/// The container of `file`.
+///
+/// # Errors
+/// [`Error::Empty`], [`Error::NotACheckpoint`] with what the file seems to be.
+pub(super) fn container(path: &Path, file: &[u8]) -> Result<Container> {
+    if file.is_empty() {
+        return Err(Error::Empty { path: path.to_owned() });
+    }
+    if file.starts_with(b"PK\x03\x04") {
+        return Ok(Container::TorchZip);
+    }
+    let not = |found: &str, advice: &str| {
+        Err(Error::NotACheckpoint { path: path.to_owned(), found: found.to_owned(), advice: advice.to_owned() })
+    };
+    if let Some((_, found, advice)) = OTHERS.iter().find(|(magic, ..)| file.starts_with(magic)) {
+        return not(found, advice);
+    }
+    if let Some((length, rest)) = file.split_first_chunk::<8>() {
+        let length = u64::from_le_bytes(*length);
+        if rest.first() == Some(&b'{') && length <= MAX_HEADER_BYTES as u64 {
+            return Ok(Container::Safetensors);
+        }
+    }
+    let head = file[..file.len().min(1024)].trim_ascii_start();
+    let lower = head.to_ascii_lowercase();
+    if lower.starts_with(b"<!doctype") || lower.starts_with(b"<html") || lower.starts_with(b"<?xml") {
+        return not(
+            "a web page, not a checkpoint: the download went wrong",
+            "open it in a browser to see what it says, then download again",
+        );
+    }
+    if file.starts_with(&[0x80]) && file.get(1).is_some_and(|&p| (1..=5).contains(&p)) {
+        return not(
+            "a pickle outside of a zip archive (torch.save before PyTorch 1.6, or plain pickle)",
+            "load it in PyTorch and save it again with torch.save(obj, path)",
+        );
+    }
+    if file.get(257..262) == Some(b"ustar") {
+        return not("a tar archive", "unpack it, or load and save it again with a current PyTorch");
+    }
+    if file.iter().take(4096).all(|&b| b == 0) {
+        return not("nothing but zero bytes at its beginning: the copy or download was not finished", "get it again");
+    }
+    if file.iter().take(1024).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
+        return not("text", "give the path of a .pth or .safetensors file");
+    }
+    not("no format that is known here", "give a file written by torch.save or safetensors")
+}

@@ -1,0 +1,223 @@
+//! What a file holds besides tensor data: an inert tree of values, and a walk that finds every tensor in it.
+
+use std::collections::HashSet;
+
+/// The deepest nesting of values that is walked.
+pub const MAX_DEPTH: usize = 128;
+/// The largest number of tensors listed from one file, each name of a shared tensor counted.
+pub const MAX_TENSORS: usize = 1 << 20;
+/// The longest full name of a tensor, in bytes.
+pub const MAX_NAME_BYTES: usize = 4096;
+/// The largest number of bytes in all names together.
+pub const MAX_ALL_NAMES_BYTES: usize = 64 << 20;
+/// The largest number of values visited on the walk; values that are shared count each time they are reached.
+pub const MAX_VISITS: usize = 8 << 20;
+
+/// The place of a value in a [`Tree`].
+pub(crate) type ValueId = u32;
+
+/// A value of the file. Children are ids, so that shared and cyclic values cost nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    None,
+    Bool(bool),
+    Int(i64),
+    /// Two's complement, least significant byte first.
+    BigInt(Box<[u8]>),
+    Float(f64),
+    Str(Box<str>),
+    Bytes(Box<[u8]>),
+    /// Lists and tuples.
+    List(Vec<ValueId>),
+    Set(Vec<ValueId>),
+    /// Dictionaries of every kind, in order.
+    Map(Vec<(ValueId, ValueId)>),
+    /// The tensor with that number in the file.
+    Tensor(usize),
+    /// Anything that Python would have to call something for.
+    Object(Box<Object>),
+}
+
+/// An object of a class that this crate does not interpret.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Object {
+    /// `module.Class`, or what else stands in its place.
+    pub(crate) class: String,
+    pub(crate) args: Vec<ValueId>,
+    pub(crate) state: Vec<ValueId>,
+    pub(crate) items: Vec<ValueId>,
+    pub(crate) entries: Vec<(ValueId, ValueId)>,
+}
+
+/// All values of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Tree {
+    pub(crate) values: Vec<Value>,
+    pub(crate) root: ValueId,
+}
+
+/// Why the tree cannot be walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {limit} {what}, the limit of this reader")]
+pub struct TreeLimit {
+    /// What there is too much of.
+    pub what: &'static str,
+    /// The limit.
+    pub limit: usize,
+}
+
+/// A tensor as it was reached.
+#[derive(Clone, Debug)]
+pub(crate) struct Reached {
+    /// The full dotted path.
+    pub(crate) path: String,
+    /// Bytes of the path that belong to the mapping it was found in, without the dot after it.
+    pub(crate) parent: usize,
+    /// Whether every step to the parent was a text key.
+    pub(crate) named: bool,
+    pub(crate) tensor: usize,
+}
+
+impl Tree {
+    pub(crate) fn value(&self, id: ValueId) -> &Value {
+        &self.values[id as usize]
+    }
+
+    /// The path segment of a dictionary key.
+    pub(crate) fn key_text(&self, id: ValueId) -> String {
+        match self.value(id) {
+            Value::Str(text) => text.to_string(),
+            Value::Int(n) => n.to_string(),
+            Value::Bool(true) => "True".into(),
+            Value::Bool(false) => "False".into(),
+            Value::Float(x) => format!("{x:?}"),
+            Value::None => "None".into(),
+            Value::List(items) => {
+                let items: Vec<_> = items.iter().take(8).map(|&i| self.key_leaf(i)).collect();
+                format!("({})", items.join(","))
+            }
+            _ => "<key>".into(),
+        }
+    }
+
+    fn key_leaf(&self, id: ValueId) -> String {
+        match self.value(id) {
+            Value::List(_) => "(...)".into(),
+            _ => self.key_text(id),
+        }
+    }
+
+    /// The values below a value, by key or by number.
+    fn children(&self, id: ValueId) -> Children<'_> {
+        match self.value(id) {
+            Value::Map(entries) => Children { pairs: vec![entries], lists: vec![] },
+            Value::List(items) | Value::Set(items) => Children { pairs: vec![], lists: vec![("", items)] },
+            Value::Object(object) => {
+                let mut pairs: Vec<&[_]> = vec![&object.entries];
+                let mut lists: Vec<(&str, &[_])> = vec![("", &object.items), ("args", &object.args)];
+                for state in &object.state {
+                    match self.value(*state) {
+                        Value::Map(entries) => pairs.push(entries),
+                        _ => lists.push(("state", std::slice::from_ref(state))),
+                    }
+                }
+                Children { pairs, lists }
+            }
+            _ => Children { pairs: vec![], lists: vec![] },
+        }
+    }
+
+    /// Every tensor of the file, in file order, by full dotted path. A tensor that is reached by several paths is
+    /// listed under each.
+    ///
+    /// # Errors
+    /// [`TreeLimit`] if one of this module's limits is exceeded.
+    pub(crate) fn tensors(&self) -> Result<Vec<Reached>, TreeLimit> {
+        let mut walk = Walk { tree: self, found: Vec::new(), visits: 0, name_bytes: 0, open: HashSet::new() };
+        walk.visit(self.root, &mut String::new(), 0, true, 0)?;
+        Ok(walk.found)
+    }
+}
+
+/// The children of a value: entries by key, and numbered items with what stands before the number in their paths.
+struct Children<'t> {
+    pairs: Vec<&'t [(ValueId, ValueId)]>,
+    lists: Vec<(&'static str, &'t [ValueId])>,
+}
+
+struct Walk<'t> {
+    tree: &'t Tree,
+    found: Vec<Reached>,
+    visits: usize,
+    name_bytes: usize,
+    open: HashSet<ValueId>,
+}
+
+impl Walk<'_> {
+    /// Visits `id` at `path`; `parent` is the length of the path of the mapping that holds it.
+    fn visit(
+        &mut self,
+        id: ValueId,
+        path: &mut String,
+        parent: usize,
+        named: bool,
+        depth: usize,
+    ) -> Result<(), TreeLimit> {
+        let limit = |what, limit| Err(TreeLimit { what, limit });
+        self.visits += 1;
+        if self.visits > MAX_VISITS {
+            return limit("values reached", MAX_VISITS);
+        }
+        if depth > MAX_DEPTH {
+            return limit("levels of nesting", MAX_DEPTH);
+        }
+        let tree = self.tree;
+        if let Value::Tensor(tensor) = tree.value(id) {
+            if self.found.len() >= MAX_TENSORS {
+                return limit("tensors", MAX_TENSORS);
+            }
+            self.name_bytes += path.len();
+            if path.len() > MAX_NAME_BYTES {
+                return limit("bytes in a tensor's name", MAX_NAME_BYTES);
+            }
+            if self.name_bytes > MAX_ALL_NAMES_BYTES {
+                return limit("bytes in all tensors' names", MAX_ALL_NAMES_BYTES);
+            }
+            self.found.push(Reached { path: path.clone(), parent, named, tensor: *tensor });
+            return Ok(());
+        }
+        let Children { pairs, lists } = tree.children(id);
+        if pairs.is_empty() && lists.is_empty() {
+            return Ok(());
+        }
+        if !self.open.insert(id) {
+            return Ok(());
+        }
+        let length = path.len();
+        for (key, value) in pairs.into_iter().flatten() {
+            let text = matches!(tree.value(*key), Value::Str(_));
+            push(path, &tree.key_text(*key));
+            self.visit(*value, path, length, named && text, depth + 1)?;
+            path.truncate(length);
+        }
+        for (prefix, items) in lists {
+            for (index, value) in items.iter().enumerate() {
+                if !prefix.is_empty() {
+                    push(path, prefix);
+                }
+                push(path, &index.to_string());
+                self.visit(*value, path, length, false, depth + 1)?;
+                path.truncate(length);
+            }
+        }
+        self.open.remove(&id);
+        Ok(())
+    }
+}
+
+fn push(path: &mut String, segment: &str) {
+    if !path.is_empty() {
+        path.push('.');
+    }
+    path.push_str(segment);
+}

@@ -1,0 +1,316 @@
+//! The directory of a zip archive, as far as checkpoints use it: stored and deflated entries, zip64.
+//!
+//! Sizes and offsets come from the central directory alone; the local header of an entry only tells where its data
+//! begins (PyTorch writes zero sizes there, and pads with an extra field). Specification: PKWARE APPNOTE 6.3.10.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use flate2::{Decompress, FlushDecompress, Status};
+
+/// Why an archive cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ZipProblem {
+    /// No end-of-central-directory record: nearly always a download or copy that broke off.
+    #[error(
+        "the zip directory that belongs at its end is missing, so the file was cut off after {length} bytes: download or copy it again"
+    )]
+    Truncated {
+        /// Bytes in the file.
+        length: u64,
+    },
+    /// A record of the directory is malformed.
+    #[error("its zip directory is damaged at byte {offset}: {what}")]
+    Directory {
+        /// Where, in bytes from the start of the file.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// An entry's data is not where the directory says it is.
+    #[error("zip entry {entry:?} at byte {offset}: {what}")]
+    Entry {
+        /// The entry's name.
+        entry: String,
+        /// Where its local header is, in bytes from the start of the file.
+        offset: u64,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// Two entries have the same name.
+    #[error("zip entry {entry:?} occurs twice")]
+    Duplicate {
+        /// The name.
+        entry: String,
+    },
+    /// Two entries share bytes.
+    #[error("zip entries {first:?} and {second:?} overlap")]
+    Overlap {
+        /// The entry that begins first.
+        first: String,
+        /// The entry that begins inside it.
+        second: String,
+    },
+    /// The checksum of the data is not the one that was stored with it.
+    #[error(
+        "zip entry {entry:?} is damaged: its CRC-32 is {found:08x}, the directory says {stored:08x}; get the file again"
+    )]
+    Checksum {
+        /// The entry's name.
+        entry: String,
+        /// The checksum in the directory.
+        stored: u32,
+        /// The checksum of the bytes.
+        found: u32,
+    },
+    /// An entry is larger than this reader takes.
+    #[error("zip entry {entry:?} claims {size} bytes, past the limit of {limit}")]
+    TooLarge {
+        /// The entry's name.
+        entry: String,
+        /// Its size uncompressed.
+        size: u64,
+        /// The limit.
+        limit: u64,
+    },
+}
+
+/// How the data of an entry is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Method {
+    Stored,
+    Deflated,
+}
+
+/// One file of the archive.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: String,
+    pub(crate) method: Method,
+    /// CRC-32 of the uncompressed data; 0 where the writer computed none.
+    pub(crate) crc: u32,
+    /// Uncompressed bytes.
+    pub(crate) size: u64,
+    /// Where the stored bytes lie in the file.
+    pub(crate) data: Range<usize>,
+}
+
+/// Deflate cannot expand by more than this factor, so that larger claims are lies.
+const MAX_DEFLATE_RATIO: u64 = 1032;
+
+const END: &[u8; 4] = b"PK\x05\x06";
+const END64: &[u8; 4] = b"PK\x06\x06";
+const END64_LOCATOR: &[u8; 4] = b"PK\x06\x07";
+const CENTRAL: &[u8; 4] = b"PK\x01\x02";
+const LOCAL: &[u8; 4] = b"PK\x03\x04";
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
+}
+
+/// Where the central directory is, and how many entries it is said to have.
+fn find_directory(file: &[u8]) -> Result<(Range<usize>, u64), ZipProblem> {
+    let truncated = ZipProblem::Truncated { length: file.len() as u64 };
+    let lowest = file.len().saturating_sub(22 + usize::from(u16::MAX));
+    let mut end = None;
+    for at in (lowest..file.len().saturating_sub(21)).rev() {
+        if file[at..].starts_with(END) && u16_at(file, at + 20).is_some_and(|n| at + 22 + usize::from(n) == file.len())
+        {
+            end = Some(at);
+            break;
+        }
+    }
+    let end = end.ok_or(truncated)?;
+    let damaged = |what| ZipProblem::Directory { offset: end as u64, what };
+    let short = || damaged("a record is cut short");
+    let mut count = u64::from(u16_at(file, end + 10).ok_or_else(short)?);
+    let mut size = u64::from(u32_at(file, end + 12).ok_or_else(short)?);
+    let mut start = u64::from(u32_at(file, end + 16).ok_or_else(short)?);
+    let mut limit = end;
+    if let Some(locator) = end.checked_sub(20).filter(|&at| file[at..].starts_with(END64_LOCATOR)) {
+        let at = u64_at(file, locator + 8).and_then(|at| usize::try_from(at).ok()).ok_or_else(short)?;
+        if !file.get(at..).is_some_and(|rest| rest.starts_with(END64)) || at >= locator {
+            return Err(damaged("the zip64 end record is not where its locator says"));
+        }
+        count = u64_at(file, at + 32).ok_or_else(short)?;
+        size = u64_at(file, at + 40).ok_or_else(short)?;
+        start = u64_at(file, at + 48).ok_or_else(short)?;
+        limit = at;
+    }
+    let range = start
+        .checked_add(size)
+        .filter(|&stop| stop <= limit as u64)
+        .map(|stop| start as usize..stop as usize)
+        .ok_or_else(|| damaged("the directory is said to lie outside of the file"))?;
+    Ok((range, count))
+}
+
+/// Reads the zip64 extra field for those of size, compressed size and offset that the record leaves to it.
+fn zip64(extra: &[u8], values: [&mut u64; 3]) -> Option<()> {
+    let mut at = 0;
+    while let (Some(id), Some(length)) = (u16_at(extra, at), u16_at(extra, at + 2)) {
+        let field = extra.get(at + 4..at + 4 + usize::from(length))?;
+        if id == 1 {
+            let mut from = 0;
+            for value in values {
+                if *value == u64::from(u32::MAX) {
+                    *value = u64_at(field, from)?;
+                    from += 8;
+                }
+            }
+            return Some(());
+        }
+        at += 4 + usize::from(length);
+    }
+    values.iter().all(|v| **v != u64::from(u32::MAX)).then_some(())
+}
+
+/// Reads the directory of the archive `file` and finds where the data of each entry lies.
+///
+/// # Errors
+/// [`ZipProblem`]; entries that overlap, repeat a name or reach past the directory are refused.
+pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
+    let (directory, count) = find_directory(file)?;
+    let mut entries = Vec::new();
+    let mut names = HashSet::new();
+    let mut at = directory.start;
+    for _ in 0..count {
+        let damaged = |what| ZipProblem::Directory { offset: at as u64, what };
+        let record = &file[at..directory.end];
+        if record.len() < 46 || !record.starts_with(CENTRAL) {
+            return Err(damaged("an entry's record is missing"));
+        }
+        let field16 = |at| u16_at(record, at).map_or(0, usize::from);
+        let field32 = |at| u32_at(record, at).map_or(0, u64::from);
+        let (name_end, extra_length, comment) = (46 + field16(28), field16(30), field16(32));
+        let extra_end = name_end + extra_length;
+        if extra_end + comment > record.len() {
+            return Err(damaged("an entry's record is cut short"));
+        }
+        let name = std::str::from_utf8(&record[46..name_end]).map_err(|_| damaged("an entry's name is not UTF-8"))?;
+        let (mut packed, mut size, mut offset) = (field32(20), field32(24), field32(42));
+        zip64(&record[name_end..extra_end], [&mut size, &mut packed, &mut offset])
+            .ok_or_else(|| damaged("an entry's zip64 field is malformed"))?;
+        let wrong = |what| ZipProblem::Entry { entry: name.to_owned(), offset, what };
+        let flags = field16(8);
+        if flags & 1 != 0 {
+            return Err(wrong("it is encrypted; decrypt the archive first"));
+        }
+        let method = match field16(10) {
+            0 if packed != size => return Err(wrong("it is stored, but its two sizes differ")),
+            0 => Method::Stored,
+            8 => Method::Deflated,
+            _ => return Err(wrong("its compression is neither 'stored' nor 'deflate'; zip the archive again without")),
+        };
+        let data = locate(file, name, offset, packed, directory.start).map_err(wrong)?;
+        if !names.insert(name.to_owned()) {
+            return Err(ZipProblem::Duplicate { entry: name.to_owned() });
+        }
+        entries.push((offset, Entry { name: name.to_owned(), method, crc: field32(16) as u32, size, data }));
+        at += extra_end + comment;
+    }
+    if at != directory.end {
+        return Err(ZipProblem::Directory { offset: at as u64, what: "it holds more than its entries" });
+    }
+    check_overlaps(&entries)?;
+    Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+}
+
+/// Where the data of the entry with its local header at `offset` lies; it ends before `limit`, the directory's start.
+fn locate(file: &[u8], name: &str, offset: u64, packed: u64, limit: usize) -> Result<Range<usize>, &'static str> {
+    const OUTSIDE: &str = "it is said to lie outside of the file";
+    let at = usize::try_from(offset).ok().filter(|&at| at < limit).ok_or(OUTSIDE)?;
+    let header = &file[at..limit];
+    if header.len() < 30 || !header.starts_with(LOCAL) {
+        return Err("there is no entry where the directory points to");
+    }
+    let name_length = u16_at(header, 26).map_or(0, usize::from);
+    let extra_length = u16_at(header, 28).map_or(0, usize::from);
+    if header.get(30..30 + name_length) != Some(name.as_bytes()) {
+        return Err("the entry itself has another name than the directory gives it");
+    }
+    let start = at + 30 + name_length + extra_length;
+    let end = usize::try_from(packed).ok().and_then(|n| start.checked_add(n)).filter(|&end| end <= limit);
+    Ok(start..end.ok_or(OUTSIDE)?)
+}
+
+fn check_overlaps(entries: &[(u64, Entry)]) -> Result<(), ZipProblem> {
+    let mut order: Vec<_> = entries.iter().collect();
+    order.sort_by_key(|(offset, _)| *offset);
+    for pair in order.windows(2) {
+        let ((_, first), (offset, second)) = (pair[0], pair[1]);
+        if first.data.end as u64 > *offset {
+            return Err(ZipProblem::Overlap { first: first.name.clone(), second: second.name.clone() });
+        }
+    }
+    Ok(())
+}
+
+impl Entry {
+    /// Checks `bytes`, the uncompressed data, against the stored checksum; 0 means that none was stored.
+    pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), ZipProblem> {
+        let found = if self.crc == 0 { 0 } else { crc32fast::hash(bytes) };
+        if found != self.crc {
+            return Err(ZipProblem::Checksum { entry: self.name.clone(), stored: self.crc, found });
+        }
+        Ok(())
+    }
+
+    /// The uncompressed data of a deflated entry.
+    ///
+    /// Memory follows what the data really expands to, not what the directory claims.
+    ///
+    /// # Errors
+    /// [`ZipProblem`] if it does not expand to exactly the size and checksum of the directory, or exceeds `limit`.
+    pub(crate) fn inflate(&self, file: &[u8], limit: u64) -> Result<Vec<u8>, ZipProblem> {
+        /// Bytes that the output grows by at a time.
+        const STEP: usize = 1 << 20;
+        let wrong = |what| ZipProblem::Entry { entry: self.name.clone(), offset: self.data.start as u64, what };
+        if self.size > limit {
+            return Err(ZipProblem::TooLarge { entry: self.name.clone(), size: self.size, limit });
+        }
+        let packed = &file[self.data.clone()];
+        if self.size > (packed.len() as u64).saturating_mul(MAX_DEFLATE_RATIO) + 64 {
+            return Err(wrong("it claims to expand by more than deflate can"));
+        }
+        let size = self.size as usize;
+        let mut out = Vec::new();
+        let mut machine = Decompress::new(false);
+        loop {
+            let missing = size.saturating_sub(out.len());
+            // One byte more than the size, so that data that goes on is noticed.
+            out.reserve(missing.min(STEP) + 1);
+            let before = (machine.total_in(), machine.total_out());
+            let status = machine
+                .decompress_vec(&packed[before.0 as usize..], &mut out, FlushDecompress::Finish)
+                .map_err(|_| wrong("its compressed data is damaged"))?;
+            if out.len() > size {
+                return Err(wrong("it expands to more bytes than the directory says"));
+            }
+            if status == Status::StreamEnd {
+                break;
+            }
+            if (machine.total_in(), machine.total_out()) == before && out.capacity() > out.len() {
+                return Err(wrong("its compressed data ends too early"));
+            }
+        }
+        if out.len() != size {
+            return Err(wrong("it expands to fewer bytes than the directory says"));
+        }
+        self.check(&out)?;
+        Ok(out)
+    }
+}
+
+#[cfg(test)]
+#[path = "zip_tests.rs"]
+mod tests;

@@ -1,0 +1,207 @@
+//! The executor: runs any plan, one step at a time, in pieces of fixed size.
+
+mod kernels;
+
+use crate::checkpoint::{StateDict, TensorData};
+use crate::error::{Error, NonFiniteOrigin, Result};
+use crate::plan::{Plan, Source, Step, TensorRef};
+use crate::tensor::DType;
+use crate::write::Sink;
+
+use kernels::Real;
+
+/// Elements per piece: the buffers of a piece fit the second-level cache.
+const PIECE: usize = 32 << 10;
+
+/// Who is told how far a run has come, and can stop it.
+pub trait Progress {
+    /// That many more bytes of the output are computed.
+    fn advance(&mut self, bytes: u64);
+
+    /// Whether the run should stop now.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Tells nobody, stops never.
+impl Progress for () {
+    fn advance(&mut self, _: u64) {}
+}
+
+/// Sums of squares over a step that has terms.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Norms {
+    /// Of the source's elements: the square of its Frobenius norm.
+    pub source: f64,
+    /// Of the elements of the terms' sum.
+    pub change: f64,
+}
+
+/// What a run found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RunReport {
+    /// For each step of the plan, its norms if it has terms.
+    pub norms: Vec<Option<Norms>>,
+    /// The outputs that hold NaN or infinity; always empty unless these were allowed.
+    pub non_finite: Vec<String>,
+}
+
+/// Runs the steps of `plan` in the order that `sink` wants them; `inputs` are the state dicts that it refers to.
+///
+/// Memory does not depend on the size of tensors: each is read from its map, computed and written in pieces. (A
+/// compressed storage is the exception; it is expanded while it is needed.)
+///
+/// # Errors
+/// [`Error::NonFinite`] for a NaN or infinity in a result, unless `allow_non_finite`; [`Error::Zip`] for damaged input;
+/// [`Error::Io`] for a failed write; [`Error::Cancelled`].
+pub(crate) fn run(
+    plan: &Plan,
+    inputs: &[StateDict<'_>],
+    sink: &mut dyn Sink,
+    allow_non_finite: bool,
+    progress: &mut dyn Progress,
+) -> Result<RunReport> {
+    let mut report = RunReport { norms: vec![None; plan.steps.len()], non_finite: Vec::new() };
+    let order = sink.order().to_vec();
+    for index in order {
+        let step = &plan.steps[index];
+        sink.begin(index)?;
+        let mut runner = Runner { plan, inputs, step, index, sink, progress, bad: false };
+        report.norms[index] = runner.run()?;
+        if runner.bad {
+            if !allow_non_finite {
+                return Err(runner.non_finite()?);
+            }
+            let names = plan.outputs.iter().filter(|o| o.step == index).map(|o| o.spec.name.clone());
+            report.non_finite.extend(names);
+        }
+        sink.end()?;
+    }
+    Ok(report)
+}
+
+/// One step being run.
+struct Runner<'r> {
+    plan: &'r Plan,
+    inputs: &'r [StateDict<'r>],
+    step: &'r Step,
+    index: usize,
+    sink: &'r mut dyn Sink,
+    progress: &'r mut dyn Progress,
+    /// Whether the result holds a NaN or infinity.
+    bad: bool,
+}
+
+impl<'r> Runner<'r> {
+    fn read(&self, tensor: TensorRef) -> Result<TensorData<'r>> {
+        self.inputs[tensor.input].tensor(tensor.tensor)
+    }
+
+    fn source(&self) -> Result<TensorData<'r>> {
+        match self.step.source {
+            Source::Tensor(tensor) => self.read(tensor),
+            Source::Run { tensor, first } => {
+                self.inputs[tensor.input].storage_run(tensor.tensor, first, self.step.numel)
+            }
+        }
+    }
+
+    fn run(&mut self) -> Result<Option<Norms>> {
+        let source = self.source()?;
+        if self.step.terms.is_empty() && source.dtype() == self.step.dtype {
+            return self.copy(&source).map(|()| None);
+        }
+        let terms = self.step.terms.iter().map(|term| Ok((term.lambda, self.read(term.source)?)));
+        let terms = terms.collect::<Result<Vec<_>>>()?;
+        let wide = source.dtype() == DType::F64 || terms.iter().any(|(_, data)| data.dtype() == DType::F64);
+        let norms = if wide { self.compute::<f64>(&source, &terms)? } else { self.compute::<f32>(&source, &terms)? };
+        Ok((!terms.is_empty()).then_some(norms))
+    }
+
+    fn copy(&mut self, source: &TensorData<'_>) -> Result<()> {
+        let view = source.view();
+        let mut buffer = Vec::new();
+        let mut result = Ok(());
+        view.for_each_piece(&mut buffer, |bytes| {
+            if result.is_ok() {
+                result = self.write(bytes);
+            }
+        });
+        result
+    }
+
+    fn compute<T: Real>(&mut self, source: &TensorData<'_>, terms: &[(f64, TensorData<'_>)]) -> Result<Norms> {
+        let view = source.view();
+        let terms: Vec<_> = terms.iter().map(|(lambda, data)| (T::lambda(*lambda), data.view())).collect();
+        let (mut raw, mut sum, mut values, mut change, mut out) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut norms = Norms::default();
+        let mut first = 0;
+        while first < view.numel() {
+            let count = PIECE.min(view.numel() - first);
+            let mut load = |view: &crate::tensor::TensorView<'_>, into: &mut Vec<T>| {
+                into.clear();
+                let size = view.dtype().size();
+                if let Some(bytes) = view.as_bytes() {
+                    T::load(view.dtype(), &bytes[first * size..(first + count) * size], into);
+                } else {
+                    raw.resize(count * size, 0);
+                    view.read(first, &mut raw);
+                    T::load(view.dtype(), &raw, into);
+                }
+            };
+            load(&view, &mut sum);
+            if !terms.is_empty() {
+                norms.source += kernels::sum_of_squares(&sum);
+                change.clear();
+                change.resize(count, T::default());
+                for (lambda, term) in &terms {
+                    load(term, &mut values);
+                    kernels::add_scaled(&mut sum, &mut change, *lambda, &values);
+                }
+                norms.change += kernels::sum_of_squares(&change);
+            }
+            out.clear();
+            T::store(self.step.dtype, &sum, &mut out);
+            self.write(&out)?;
+            first += count;
+        }
+        Ok(norms)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        if self.progress.cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.bad = self.bad || kernels::has_non_finite(self.step.dtype, bytes);
+        self.sink.write(bytes)?;
+        self.progress.advance(bytes.len() as u64);
+        Ok(())
+    }
+
+    /// The error that says which input a value that is not finite comes from.
+    fn non_finite(&self) -> Result<Error> {
+        let name = |tensor: TensorRef| {
+            let input = &self.inputs[tensor.input];
+            let spec = &input.specs()[tensor.tensor];
+            (input.checkpoint().path().to_owned(), spec.name.clone())
+        };
+        let tensor = self.plan.outputs.iter().find(|o| o.step == self.index).map(|o| o.spec.name.clone());
+        let tensor = tensor.unwrap_or_default();
+        let sources = std::iter::once(self.step.source.tensor()).chain(self.step.terms.iter().map(|t| t.source));
+        for source in sources {
+            let data = self.read(source)?;
+            let view = data.view();
+            let mut bad = false;
+            view.for_each_piece(&mut Vec::new(), |bytes| {
+                bad |= kernels::has_non_finite(view.dtype(), bytes);
+            });
+            if bad {
+                let (path, source) = name(source);
+                return Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Input { path, tensor: source } });
+            }
+        }
+        Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Overflow { dtype: self.step.dtype } })
+    }
+}

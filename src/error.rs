@@ -1,0 +1,231 @@
+//! What can go wrong, with where: file, tensor, byte offset, and the way out.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::checkpoint::{RootProblem, TensorProblem};
+use crate::container::{RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem};
+use crate::naming::MatchProblem;
+use crate::pickle;
+use crate::plan::{FoldProblem, LambdaProblem};
+use crate::tensor::DType;
+use crate::write::LayoutProblem;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why something could not be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        /// What was tried: `open`, `write`, ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The path is a folder.
+    #[error("{} is a folder; give the path of one checkpoint file", path.display())]
+    Directory {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The path is a device, socket or pipe.
+    #[error("{} is no regular file, and cannot be mapped; copy it to a file first", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The file is empty.
+    #[error("{} is empty: the copy or download that made it failed; get it again", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is something else.
+    #[error("{} is {found}; {advice}", path.display())]
+    NotACheckpoint {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        found: String,
+        /// What to do.
+        advice: String,
+    },
+    /// A zip archive is damaged.
+    #[error("{}: {problem}", path.display())]
+    Zip {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: ZipProblem,
+    },
+    /// A safetensors file is damaged.
+    #[error("{}: {problem}", path.display())]
+    Safetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: SafetensorsProblem,
+    },
+    /// A pickle is malformed.
+    #[error("{}: {entry} cannot be read", path.display())]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// The entry that holds the pickle.
+        entry: String,
+        /// What is wrong, and where.
+        source: pickle::Error,
+    },
+    /// A pickle is well-formed, but not what PyTorch writes.
+    #[error("{}: {entry}, byte {offset} of the pickle: {problem}", path.display())]
+    Rebuild {
+        /// The file.
+        path: PathBuf,
+        /// The entry that holds the pickle.
+        entry: String,
+        /// The byte offset in the pickle of the value at fault.
+        offset: u64,
+        /// What is wrong.
+        problem: RebuildProblem,
+    },
+    /// The object tree is larger than any honest one.
+    #[error("{}: it holds {limit}", path.display())]
+    Tree {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        limit: TreeLimit,
+    },
+    /// A tensor cannot be read.
+    #[error("{}: tensor {tensor:?}: {problem}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor's name.
+        tensor: String,
+        /// What is wrong.
+        problem: TensorProblem,
+    },
+    /// No root can be taken.
+    #[error("{}: {problem}", path.display())]
+    Root {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: RootProblem,
+    },
+    /// The linear layers cannot be found.
+    #[error("{}: {problem}", path.display())]
+    Match {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: MatchProblem,
+    },
+    /// A learned lambda cannot be used.
+    #[error("{}: {tensor:?} should be a learned lambda, one finite number, but it {what}", path.display())]
+    Scale {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it is instead.
+        what: String,
+    },
+    /// A lambda file cannot be used.
+    #[error("{}: {problem}", path.display())]
+    LambdaFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: LambdaProblem,
+    },
+    /// A fold cannot be planned.
+    #[error("{0}")]
+    Fold(Box<FoldProblem>),
+    /// The output format cannot hold the result.
+    #[error("{}: {problem}", path.display())]
+    Layout {
+        /// The output.
+        path: PathBuf,
+        /// What is wrong.
+        problem: LayoutProblem,
+    },
+    /// The output cannot be put there.
+    #[error("{}: {problem}", path.display())]
+    Output {
+        /// The output.
+        path: PathBuf,
+        /// What is wrong.
+        problem: OutputProblem,
+    },
+    /// A result holds NaN or infinity.
+    #[error("{tensor:?} would hold NaN or infinity: {origin}; --allow-non-finite lets it pass")]
+    NonFinite {
+        /// The output tensor.
+        tensor: String,
+        /// Where it comes from.
+        origin: NonFiniteOrigin,
+    },
+    /// The user stopped it.
+    #[error("stopped; nothing was written")]
+    Cancelled,
+}
+
+/// Where a NaN or infinity comes from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NonFiniteOrigin {
+    /// An input holds it.
+    #[error("{tensor:?} of {} holds some", path.display())]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// All inputs are finite, but the result is too large for its type.
+    #[error("all inputs are finite, but the result is too large for {dtype}")]
+    Overflow {
+        /// The output's type.
+        dtype: DType,
+    },
+}
+
+/// Why an output cannot be put somewhere.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OutputProblem {
+    /// There is a file of that name.
+    #[error("it exists already; --force replaces it")]
+    Exists,
+    /// The path ends in no file name.
+    #[error("it is no name for a file")]
+    NoName,
+    /// The folder does not exist.
+    #[error("the folder {} does not exist; create it first", folder.display())]
+    NoFolder {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// What should be the folder is something else.
+    #[error("{} is no folder", folder.display())]
+    NotAFolder {
+        /// The path of the supposed folder.
+        folder: PathBuf,
+    },
+    /// There is a folder or device of that name.
+    #[error("it is a folder or device; give the name of a file")]
+    NotAFile,
+    /// There is a symbolic link of that name that leads nowhere.
+    #[error("it is a link that leads nowhere; remove it first")]
+    BrokenLink,
+    /// The extension tells no format.
+    #[error("its extension tells no format; name it .pth or .safetensors, or give --format")]
+    UnknownFormat,
+}

@@ -1,0 +1,180 @@
+//! The layers that a selector finds in a state dict.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{LayerId, Selector};
+use crate::tensor::TensorSpec;
+
+/// The last part of the name of a trained pathway's scale: lambda, shape `[1]`.
+pub const SCALE: &str = "cross_modal_scale";
+/// The last part of the name of a trained pathway's auxiliary weight.
+pub const AUX_WEIGHT: &str = "aux_weight";
+
+/// How many near misses an error shows.
+const NEAR_MISSES: usize = 6;
+
+/// Why layers could not be matched.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MatchProblem {
+    /// No tensor has a name that the pattern matches.
+    #[error("no tensor is named like a linear layer ({pattern}); {}", near_text(.near))]
+    Nothing {
+        /// The pattern.
+        pattern: String,
+        /// Names of tensors that are most like it, numbers replaced by `N`.
+        near: Vec<String>,
+    },
+    /// Two tensors are matched as the same layer.
+    #[error("both {first:?} and {second:?} are matched as layer {layer}; {way_out}")]
+    Twice {
+        /// The layer.
+        layer: LayerId,
+        /// The tensor that comes first in the file.
+        first: String,
+        /// The other one.
+        second: String,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// A trained pathway's tensor belongs to no layer that was matched.
+    #[error("{name:?} belongs to no linear layer that was recognised; name the layers with a pattern")]
+    StrayPathway {
+        /// The tensor.
+        name: String,
+    },
+}
+
+fn near_text(near: &[String]) -> String {
+    if near.is_empty() {
+        return "it holds no weights with two dimensions at all".to_owned();
+    }
+    format!("the nearest names are: {}", near.join(", "))
+}
+
+/// A linear layer of a state dict; the numbers are indices into its specs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layer {
+    /// Which layer it is.
+    pub id: LayerId,
+    /// The name of the module: the weight's name without `.weight`.
+    pub module: String,
+    /// The weight.
+    pub weight: usize,
+    /// The bias, if it has one.
+    pub bias: Option<usize>,
+    /// The learned lambda of a trained pathway, if it has one.
+    pub scale: Option<usize>,
+    /// The auxiliary weight of a trained pathway, if it has one.
+    pub aux_weight: Option<usize>,
+}
+
+/// The linear layers of a state dict, in its order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Layers {
+    layers: Vec<Layer>,
+}
+
+impl Layers {
+    /// Finds the layers that `selector` matches among `specs`; `flag` is the option that would replace the pattern,
+    /// for messages.
+    ///
+    /// # Errors
+    /// [`MatchProblem`] if nothing is matched, a layer is matched twice, or pathway tensors are left over.
+    pub fn find(specs: &[TensorSpec], selector: &Selector, flag: &'static str) -> Result<Layers, MatchProblem> {
+        let by_name: BTreeMap<&str, usize> = specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
+        let mut found: BTreeMap<LayerId, usize> = BTreeMap::new();
+        let mut layers = Vec::new();
+        for (index, spec) in specs.iter().enumerate() {
+            if spec.name.ends_with(".bias") || is_pathway(&spec.name) {
+                continue;
+            }
+            let Some(id) = selector.layer(&spec.name) else { continue };
+            if let Some(&first) = found.get(&id) {
+                let (first, second) = (specs[first].name.clone(), spec.name.clone());
+                return Err(MatchProblem::Twice { layer: id, first, second, way_out: flag });
+            }
+            found.insert(id, index);
+            let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name).to_owned();
+            let sibling = |part: &str| by_name.get(format!("{module}.{part}").as_str()).copied();
+            let (bias, scale, aux_weight) = (sibling("bias"), sibling(SCALE), sibling(AUX_WEIGHT));
+            layers.push(Layer { id, module, weight: index, bias, scale, aux_weight });
+        }
+        if layers.is_empty() {
+            let pattern = selector.pattern().to_owned();
+            return Err(MatchProblem::Nothing { near: near_misses(specs, &pattern), pattern });
+        }
+        let claimed: BTreeSet<usize> = layers.iter().flat_map(|l| [l.scale, l.aux_weight]).flatten().collect();
+        if let Some((_, stray)) = specs.iter().enumerate().find(|(i, s)| is_pathway(&s.name) && !claimed.contains(i)) {
+            return Err(MatchProblem::StrayPathway { name: stray.name.clone() });
+        }
+        Ok(Layers { layers })
+    }
+
+    /// The layers, in the order of their weights in the state dict.
+    #[must_use]
+    pub fn as_slice(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// The layer with that id.
+    #[must_use]
+    pub fn get(&self, id: LayerId) -> Option<&Layer> {
+        self.layers.iter().find(|layer| layer.id == id)
+    }
+
+    /// The numbers of the blocks that have layers, ascending.
+    #[must_use]
+    pub fn blocks(&self) -> Vec<usize> {
+        self.layers.iter().map(|layer| layer.id.block).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// How many layers carry a learned lambda.
+    #[must_use]
+    pub fn learned(&self) -> usize {
+        self.layers.iter().filter(|layer| layer.scale.is_some()).count()
+    }
+}
+
+/// Whether a tensor of that name is part of a trained pathway.
+pub(crate) fn is_pathway(name: &str) -> bool {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    last == SCALE || last == AUX_WEIGHT
+}
+
+/// Every run of digits replaced by `N`.
+fn generalise(name: &str) -> String {
+    let mut out = String::new();
+    for c in name.chars() {
+        if !c.is_ascii_digit() {
+            out.push(c);
+        } else if !out.ends_with('N') {
+            out.push('N');
+        }
+    }
+    out
+}
+
+/// The names, generalised, of the weights with two dimensions that are most like the pattern's literal text.
+fn near_misses(specs: &[TensorSpec], pattern: &str) -> Vec<String> {
+    let literal: String = pattern
+        .replace("(?<block>", "")
+        .replace("(?P<block>", "")
+        .replace(r"\d+", "N")
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_'))
+        .collect();
+    let mut names: Vec<String> = Vec::new();
+    for spec in specs.iter().filter(|s| s.shape.len() == 2) {
+        let name = generalise(&spec.name);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.sort_by(|a, b| {
+        let likeness = |name: &str| strsim::jaro_winkler(name, &literal);
+        likeness(b).total_cmp(&likeness(a)).then_with(|| a.cmp(b))
+    });
+    names.truncate(NEAR_MISSES);
+    names
+}

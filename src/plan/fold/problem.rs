@@ -1,0 +1,157 @@
+//! Why a fold cannot be planned.
+
+use super::BlockSet;
+use crate::naming::LayerId;
+use crate::plan::LambdaProblem;
+use crate::tensor::{DType, shape_text};
+
+/// Why a fold cannot be planned. Files are named as the user gave them.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FoldProblem {
+    /// A fold without an auxiliary.
+    #[error("{target} carries no learned pathway, so that a fold needs an auxiliary: add --aux FILE")]
+    NoAux {
+        /// The target.
+        target: String,
+    },
+    /// An auxiliary without a lambda.
+    #[error("no lambda is given for {aux}: add --lambda NUMBER or write --aux {aux}=NUMBER")]
+    NoLambda {
+        /// The auxiliary.
+        aux: String,
+    },
+    /// A lambda on top of learned ones.
+    #[error("{target} carries learned lambdas; leave out --lambda, --lambda-file and FILE=LAMBDA to fold with them")]
+    LambdaOnLearned {
+        /// The target.
+        target: String,
+    },
+    /// An auxiliary on top of auxiliary weights in the target.
+    #[error("{target} holds its own auxiliary weights; leave out --aux to fold with them")]
+    AuxOnLearned {
+        /// The target.
+        target: String,
+    },
+    /// Several auxiliaries for one set of learned lambdas.
+    #[error("{target} carries one learned lambda for each layer, but {count} auxiliaries are given; give one")]
+    OneAuxOnly {
+        /// The target.
+        target: String,
+        /// How many were given.
+        count: usize,
+    },
+    /// A trained pathway is incomplete.
+    #[error("{target}: layer {module} lacks its {lacking}, so that its learned pathway cannot be folded{way_out}")]
+    IncompletePathway {
+        /// The target.
+        target: String,
+        /// The layer's module.
+        module: String,
+        /// What is missing.
+        lacking: &'static str,
+        /// What to do, after a semicolon; or nothing.
+        way_out: &'static str,
+    },
+    /// A lambda is wrong.
+    #[error("{source_name}: {problem}")]
+    Lambda {
+        /// The file or auxiliary that the lambda is for.
+        source_name: String,
+        /// What is wrong.
+        problem: LambdaProblem,
+    },
+    /// No layer is left after --layers and --blocks.
+    #[error("--layers and --blocks leave no layer to fold; {target} has the blocks {blocks}")]
+    NothingChosen {
+        /// The target.
+        target: String,
+        /// Its blocks.
+        blocks: String,
+    },
+    /// A chosen block does not exist.
+    #[error("--blocks names block {block}, but {target} has the blocks {blocks}")]
+    NoSuchBlock {
+        /// The target.
+        target: String,
+        /// The block.
+        block: usize,
+        /// Its blocks.
+        blocks: String,
+    },
+    /// Target and auxiliary have different blocks.
+    #[error(
+        "the models differ in depth: {target} has {} blocks ({}), {aux} has {} ({}); --depth-mismatch first folds the \
+         blocks that both have, --blocks chooses some of them",
+        target_blocks.len(), BlockSet::of(target_blocks), aux_blocks.len(), BlockSet::of(aux_blocks)
+    )]
+    Depth {
+        /// The target.
+        target: String,
+        /// The numbers of its blocks.
+        target_blocks: Vec<usize>,
+        /// The auxiliary.
+        aux: String,
+        /// The numbers of its blocks.
+        aux_blocks: Vec<usize>,
+    },
+    /// The auxiliary lacks a layer in a block that it has.
+    #[error(
+        "{aux} has no layer {layer} to fold into {module} of {target}; leave it out with --layers, or name it with --aux-pattern"
+    )]
+    NoAuxLayer {
+        /// The auxiliary.
+        aux: String,
+        /// The layer.
+        layer: LayerId,
+        /// The target's module.
+        module: String,
+        /// The target.
+        target: String,
+    },
+    /// Two tensors that belong together have different shapes.
+    #[error("{0}")]
+    Shape(Box<ShapeMismatch>),
+    /// A tensor is of a type that is not computed with.
+    #[error("{name} of {file} is {dtype}; a fold needs float64, float32, float16 or bfloat16: convert it first")]
+    Type {
+        /// The tensor.
+        name: String,
+        /// Its file.
+        file: String,
+        /// Its type.
+        dtype: DType,
+    },
+    /// Biases cannot be folded, because one side lacks them.
+    #[error("--bias fold: {module} of {file} {what}; use --bias keep, or leave the layer out with --layers")]
+    Bias {
+        /// The file.
+        file: String,
+        /// The layer's module.
+        module: String,
+        /// What is missing.
+        what: &'static str,
+    },
+}
+
+/// Two tensors that belong together, but have different shapes.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{name} of {target} is {}, but {aux_name} of {aux} is {}: only models of the same width can be folded into each other",
+    shape_text(shape),
+    shape_text(aux_shape)
+)]
+pub struct ShapeMismatch {
+    /// The target's tensor.
+    pub name: String,
+    /// The target.
+    pub target: String,
+    /// The tensor's shape.
+    pub shape: Vec<usize>,
+    /// The auxiliary's tensor.
+    pub aux_name: String,
+    /// The auxiliary.
+    pub aux: String,
+    /// Its shape.
+    pub aux_shape: Vec<usize>,
+}

@@ -1,0 +1,221 @@
+//! A file that is published whole or not at all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::error::{Error, OutputProblem, Result};
+
+/// Bytes gathered before they are written; larger pieces are written at once.
+const BUFFER: usize = 1 << 20;
+
+/// A sibling of the file to be: `.NAME.m2pt-surgery-PID-N.tmp`. It takes the name with [`ScratchFile::publish`], and is
+/// removed when dropped before that. Only a killed process leaves it behind, under a name that tells what it is.
+#[derive(Debug)]
+pub(crate) struct ScratchFile {
+    file: Option<BufWriter<File>>,
+    scratch: PathBuf,
+    target: PathBuf,
+    replace: bool,
+}
+
+/// Checks that a file can be published at `path`: its folder exists, and it is no folder or device; that nothing is there
+/// yet, unless it may be replaced.
+///
+/// # Errors
+/// [`Error::Output`] saying which.
+pub(crate) fn check_target(path: &Path, replace: bool) -> Result<()> {
+    let wrong = |problem| Err(Error::Output { path: path.to_owned(), problem });
+    if path.file_name().is_none() {
+        return wrong(OutputProblem::NoName);
+    }
+    let folder = folder_of(path);
+    match fs::metadata(folder) {
+        Ok(metadata) if metadata.is_dir() => {}
+        Ok(_) => return wrong(OutputProblem::NotAFolder { folder: folder.to_owned() }),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return wrong(OutputProblem::NoFolder { folder: folder.to_owned() });
+        }
+        Err(source) => return Err(Error::Io { action: "look into", path: folder.to_owned(), source }),
+    }
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => wrong(OutputProblem::NotAFile),
+        Ok(_) if !replace => wrong(OutputProblem::Exists),
+        Ok(_) => Ok(()),
+        // A link that leads nowhere is a name that is taken.
+        Err(_) if fs::symlink_metadata(path).is_ok() => wrong(OutputProblem::BrokenLink),
+        Err(_) => Ok(()),
+    }
+}
+
+/// The folder that a path names a file in.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+impl ScratchFile {
+    /// Starts a file that will be published at `path`; a link there is followed. A file that is there already is only
+    /// replaced if `replace`, and passes on its mode.
+    ///
+    /// # Errors
+    /// As [`check_target`], and [`Error::Io`].
+    pub(crate) fn create(path: &Path, replace: bool) -> Result<ScratchFile> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        check_target(path, replace)?;
+        let existing = fs::metadata(path).ok();
+        let target = match existing {
+            Some(_) => fs::canonicalize(path).map_err(|source| Error::Io {
+                action: "follow",
+                path: path.to_owned(),
+                source,
+            })?,
+            None => path.to_owned(),
+        };
+        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        loop {
+            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+            let scratch = folder_of(&target).join(format!(".{name}.m2pt-surgery-{}-{number}.tmp", std::process::id()));
+            let opened = OpenOptions::new().write(true).create_new(true).open(&scratch);
+            let file = match opened {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
+                other => other.map_err(|source| Error::Io { action: "create", path: scratch.clone(), source })?,
+            };
+            let created = ScratchFile { file: Some(BufWriter::with_capacity(BUFFER, file)), scratch, target, replace };
+            if let Some(metadata) = existing {
+                fs::set_permissions(&created.scratch, metadata.permissions())
+                    .map_err(|e| created.error("set the mode of", e))?;
+            }
+            return Ok(created);
+        }
+    }
+
+    fn error(&self, action: &'static str, source: io::Error) -> Error {
+        Error::Io { action, path: self.target.clone(), source }
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file that was to be published.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.file {
+            Some(file) => file.write_all(bytes).map_err(|source| self.error("write", source)),
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the file durable and gives it its name.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Output`] if another file took the name meanwhile.
+    pub(crate) fn publish(mut self) -> Result<()> {
+        if let Some(file) = self.file.take() {
+            let file = file.into_inner().map_err(|error| self.error("write", error.into_error()))?;
+            file.sync_all().map_err(|source| self.error("write", source))?;
+        }
+        if self.replace {
+            fs::rename(&self.scratch, &self.target).map_err(|source| self.error("replace", source))?;
+        } else {
+            // A link, unlike a renaming, fails if the name was taken meanwhile.
+            match fs::hard_link(&self.scratch, &self.target) {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                    return Err(Error::Output { path: self.target.clone(), problem: OutputProblem::Exists });
+                }
+                // Some file systems have no links.
+                Err(_) => {
+                    check_target(&self.target, false)?;
+                    fs::rename(&self.scratch, &self.target).map_err(|source| self.error("create", source))?;
+                }
+            }
+        }
+        #[cfg(unix)]
+        {
+            let folder = folder_of(&self.target);
+            let sync = File::open(folder).and_then(|folder| folder.sync_all());
+            sync.map_err(|source| Error::Io { action: "make durable", path: folder.to_owned(), source })?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ScratchFile {
+    fn drop(&mut self) {
+        // Gone already if it was renamed; where removing fails there is nobody to tell.
+        let _ = fs::remove_file(&self.scratch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn nothing_is_left_unless_published() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pth");
+        let mut file = ScratchFile::create(&path, false).unwrap();
+        file.write(b"half").unwrap();
+        assert_eq!(names(folder.path()).len(), 1);
+        assert!(!path.exists());
+        drop(file);
+        assert!(names(folder.path()).is_empty());
+        let mut file = ScratchFile::create(&path, false).unwrap();
+        file.write(b"whole").unwrap();
+        file.publish().unwrap();
+        assert_eq!(names(folder.path()), ["a.pth"]);
+        assert_eq!(fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn a_name_taken_meanwhile_is_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.pth");
+        let file = ScratchFile::create(&path, false).unwrap();
+        fs::write(&path, b"somebody else's").unwrap();
+        assert!(matches!(file.publish(), Err(Error::Output { problem: OutputProblem::Exists, .. })));
+        assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+        assert_eq!(names(folder.path()), ["a.pth"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_replaced_file_passes_on_its_mode_and_links_are_followed() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let (path, link) = (folder.path().join("a.pth"), folder.path().join("link.pth"));
+        fs::write(&path, b"old").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        symlink(&path, &link).unwrap();
+        assert!(matches!(ScratchFile::create(&link, false), Err(Error::Output { problem: OutputProblem::Exists, .. })));
+        let mut file = ScratchFile::create(&link, true).unwrap();
+        file.write(b"new").unwrap();
+        file.publish().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn rejects_folders_and_missing_folders() {
+        let folder = tempfile::tempdir().unwrap();
+        let problem = |path: &Path| match ScratchFile::create(path, true) {
+            Err(Error::Output { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(problem(folder.path()), OutputProblem::NotAFile));
+        assert!(matches!(problem(&folder.path().join("none/a.pth")), OutputProblem::NoFolder { .. }));
+        assert!(matches!(problem(Path::new("/")), OutputProblem::NoName));
+    }
+}
