@@ -319,10 +319,10 @@ fn dry_run(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
     printer.table(&table)?;
     summary(fold, "would be folded", printer)?;
     printer.line(format!(
-        "{} of {} would be written to {}; nothing was.",
+        "Would write {}: {} of {}. Nothing was written.",
+        printable(&fold.request().output.display().to_string()),
         bytes(fold.file_bytes()),
         fold.request().format.name(),
-        printable(&fold.request().output.display().to_string()),
     ))?;
     Ok(())
 }

@@ -45,3 +45,41 @@ pub(super) fn groups(specs: &[TensorSpec], placements: &[Placement<'_>], wanted:
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(name: &str, shape: &[usize]) -> TensorSpec {
+        TensorSpec { name: name.into(), dtype: DType::F32, shape: shape.to_vec() }
+    }
+
+    fn placement(storage: usize, offset: usize, strides: &[usize]) -> Placement<'_> {
+        Placement { storage, storage_bytes: 4000, offset, strides, contiguous: false }
+    }
+
+    #[test]
+    fn views_of_one_storage_are_grouped_with_the_run_they_use() {
+        let specs = [spec("head", &[4]), spec("alone", &[2, 3]), spec("tail", &[3, 2]), spec("empty", &[0])];
+        let placements =
+            [placement(0, 10, &[1]), placement(1, 0, &[1, 2]), placement(0, 12, &[1, 3]), placement(0, 0, &[1])];
+        let group = |members: &[usize], first, numel| Group { members: members.to_vec(), first, numel };
+        // The tail's last element is 12 + 2 * 1 + 1 * 3 = 17.
+        assert_eq!(groups(&specs, &placements, &[0, 1, 2, 3]), [group(&[0, 2], 10, 8)]);
+        assert_eq!(groups(&specs, &placements, &[1, 2, 3]), []);
+    }
+
+    #[test]
+    fn a_view_that_repeats_its_elements_is_a_group_of_its_own() {
+        let specs = [spec("expanded", &[5, 3])];
+        let expected = Group { members: vec![0], first: 7, numel: 3 };
+        assert_eq!(groups(&specs, &[placement(0, 7, &[0, 1])], &[0]), [expected]);
+    }
+
+    #[test]
+    fn views_of_other_types_are_no_members() {
+        let mut specs = [spec("a", &[2]), spec("b", &[2])];
+        specs[1].dtype = DType::I32;
+        assert_eq!(groups(&specs, &[placement(0, 0, &[1]), placement(0, 0, &[1])], &[0, 1]), []);
+    }
+}

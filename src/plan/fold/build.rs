@@ -87,18 +87,11 @@ fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &B
             notes.push(format!("{all} share their data in {}; the folded ones are written apart", target.file));
         }
     }
-    let unfolded: Vec<&str> = target
-        .layers
-        .as_slice()
-        .iter()
-        .filter(|layer| layer.scale.is_some() && !changed.contains(specs[layer.weight].name.as_str()))
-        .map(|layer| layer.module.as_str())
-        .collect();
-    if !unfolded.is_empty() {
-        notes.push(format!(
-            "{} keep their own weight alone: their lambda is 0 or they were not chosen",
-            unfolded.join(", ")
-        ));
+    let pathways = target.layers.learned() > 0;
+    let kept = target.layers.as_slice().iter().filter(|layer| !changed.contains(specs[layer.weight].name.as_str()));
+    let kept: Vec<&str> = kept.map(|layer| layer.module.as_str()).collect();
+    if pathways && !kept.is_empty() {
+        notes.push(format!("{}: the weight alone is kept (no pathway, not chosen, or a lambda of 0)", kept.join(", ")));
     }
     let any = |what: fn(&str) -> bool| specs.iter().any(|spec| what(&spec.name));
     if any(|name| name.rsplit('.').next() == Some("mask_token") || name.starts_with("decoder_")) {

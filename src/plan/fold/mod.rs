@@ -187,13 +187,17 @@ fn learned_pairs<'a>(
         .map(|&layer| {
             let lambda = lambda_of(layer);
             match (lambda, layer.aux_weight, aux.first()) {
-                (None, None, _) if !own && scales.iter().all(Option::is_none) => Ok(vec![]),
-                (None, _, _) => Err(lacking(layer, "cross_modal_scale", "")),
+                // Pathways may have been trained for some layers only; a note names the others.
+                (None, None, _) => Ok(vec![]),
+                (None, _, _) => Err(lacking(layer, "cross_modal_scale", "; the file is incomplete")),
                 (Some(lambda), Some(tensor), None) => Ok(vec![Pair { input: 0, layer, tensor, lambda }]),
                 (Some(lambda), None, Some(aux)) => Ok(counterpart(target, layer, &aux.side, options)?
                     .map(|found| Pair { input: 1, layer: found, tensor: found.weight, lambda })
                     .into_iter()
                     .collect()),
+                (Some(_), _, _) if own => {
+                    Err(lacking(layer, "aux_weight", "; other layers have theirs, the file is incomplete"))
+                }
                 (Some(_), _, _) => Err(lacking(layer, "aux_weight", "; give the auxiliary checkpoint with --aux FILE")),
             }
         })

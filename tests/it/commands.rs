@@ -1,0 +1,157 @@
+//! The commands as a person meets them: status, standard output and standard error.
+
+use std::io::Read;
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+
+use crate::support::{command, expected, fail, run, succeed};
+
+/// Status, standard output and standard error, with what changes from run to run replaced.
+fn shown(args: &[&str]) -> String {
+    let output = run(args);
+    format!(
+        "$ m2pt-surgery {}\n{}--- stderr\n{}--- status {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+        output.status.code().unwrap()
+    )
+}
+
+fn snapshot(name: &str, args: &[&str]) {
+    let mut settings = insta::Settings::clone_current();
+    settings.add_filter(r"in \d+\.\d+ s \([\d.]+ [kMGT]?B/s\)", "in [time]");
+    settings.add_filter(r"/\S*/\.tmp\w+/", "[folder]/");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, shown(args)));
+}
+
+#[test]
+fn inspect_shows_what_is_inside() {
+    snapshot("inspect", &["inspect", "fixtures/mnist_vit.pth"]);
+    snapshot("inspect_nested", &["inspect", "fixtures/layouts/nested.pth"]);
+    snapshot("inspect_ema_only", &["inspect", "fixtures/layouts/ema_only.pth"]);
+    snapshot("inspect_dtypes", &["inspect", "fixtures/layouts/dtypes.pth", "--stats"]);
+    snapshot("inspect_lambdas", &["inspect", "fixtures/mnist_pathway.pth", "--lambdas"]);
+    snapshot("inspect_match", &["inspect", "fixtures/speech_vit.pth", "--match", "attn", "--sort", "bytes", "--hash"]);
+}
+
+#[test]
+fn fold_says_what_it_would_do_and_what_it_did() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("merged.pth");
+    let output = path.to_str().unwrap();
+    let fold = ["fold", "fixtures/mnist_vit.pth", "--aux", "fixtures/speech_vit.pth", "--lambda", "0.1", "-o", output];
+    snapshot("fold_dry_run", &[&fold[..], &["--dry-run", "--blocks", "0,5", "--bias", "fold"]].concat());
+    assert!(!path.exists(), "a dry run writes nothing");
+    snapshot("fold", &fold);
+    snapshot("fold_exists", &fold);
+    snapshot("fold_learned", &["fold", "fixtures/mnist_pathway.pth", "-o", output, "--force"]);
+}
+
+#[test]
+fn refusals_say_what_where_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("merged.pth");
+    let fold = |args: &[&str]| {
+        let mut all = vec!["fold", "-o", output.to_str().unwrap()];
+        all.extend(args);
+        fail(&all)
+    };
+    let (vit, speech) = ("fixtures/mnist_vit.pth", "fixtures/speech_vit.pth");
+    for (args, words) in [
+        (&[vit][..], &["mnist_vit.pth", "--aux FILE"][..]),
+        (&[vit, "--aux", speech], &["speech_vit.pth", "--lambda NUMBER"]),
+        (&[vit, "--aux", speech, "--lambda", "x"], &["--lambda", "\"x\"", "0.0..0.2"]),
+        (&[vit, "--aux", speech, "--lambda", "0.1", "--blocks", "6"], &["block 6", "0-5"]),
+        (&[vit, "--aux", speech, "--lambda", "qkv=1", "--layers", "fc1"], &["fc1", "--layers"]),
+        (
+            &[vit, "--aux", "fixtures/layouts/mae_tiny.pth", "--lambda", "1", "--blocks", "0"],
+            &["blocks.0.attn.qkv.weight", "[192, 64]", "[48, 16]", "mae_tiny.pth"],
+        ),
+        (&[vit, "--aux", "fixtures/layouts/mae_tiny.pth", "--lambda", "1"], &["6 blocks (0-5)", "2 (0-1)"]),
+        (
+            &[vit, "--aux", "fixtures/layouts/dtypes.pth", "--lambda", "1"],
+            &["dtypes.pth", "no tensor is named like a linear layer"],
+        ),
+        (
+            &[vit, "--aux", speech, "--lambda", "1", "--target-pattern", r"layer(?<block>\d+)\.(?<layer>qkv)"],
+            &["nearest", "blocks.N.attn.qkv.weight"],
+        ),
+        (&[vit, "--aux", speech, "--lambda", "1", "--aux-pattern", r"b(?<block>l)?ocks\.(?<layer>qkv)"], &["nearest"]),
+        (&["fixtures/layouts/ema_only.pth", "--aux", speech, "--lambda", "1"], &["EMA", "--root 'state_dict_ema'"]),
+    ] {
+        let stderr = fold(args);
+        for word in words {
+            assert!(stderr.contains(word), "{args:?}: {word:?} is not in {stderr}");
+        }
+        assert!(!output.exists());
+    }
+}
+
+#[test]
+fn json_has_the_documented_names() {
+    let text = succeed(&["inspect", "fixtures/mnist_vit.pth", "--json", "--hash", "--stats", "--match", "^head"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
+    let documented =
+        ["file", "bytes", "container", "root", "roots", "family", "architecture", "tensors", "lambdas", "values"];
+    assert_eq!(keys, documented);
+    assert_eq!(report["container"], "torch-zip");
+    assert_eq!(report["roots"], json!([{"path": "", "tensors": 80, "ema": false}]));
+    assert_eq!(report["family"], "timm");
+    assert_eq!(report["architecture"], "ViT: 6 blocks x 64, patch 4, 64+1 positions, 10 classes");
+    let recorded = &expected("tensors.json")["mnist_vit.pth"];
+    for tensor in report["tensors"].as_array().unwrap() {
+        let theirs = &recorded[tensor["name"].as_str().unwrap()];
+        assert_eq!(
+            [&tensor["dtype"], &tensor["shape"], &tensor["sha256"]],
+            [&theirs["dtype"], &theirs["shape"], &theirs["sha256"]]
+        );
+        assert_eq!(tensor["stats"].as_object().unwrap().len(), 7);
+    }
+    assert_eq!(report["tensors"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn learned_lambdas_are_the_recorded_ones() {
+    let report: Value = serde_json::from_str(&succeed(&["inspect", "fixtures/mnist_pathway.pth", "--json"])).unwrap();
+    let lambdas = report["lambdas"].as_object().unwrap();
+    assert_eq!(lambdas.len(), 24);
+    let training = expected("training.json").to_string();
+    for (layer, lambda) in lambdas {
+        // The generator records them as Python prints a float that came from float32.
+        assert!(training.contains(&lambda.to_string()), "{layer} {lambda}");
+    }
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let mut child = command()
+        .args(["inspect", "fixtures/mnist_pathway.pth", "--root", "", "--full"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{stderr}");
+    assert_eq!(stderr, "");
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_those_who_ask() {
+    let lambdas = ["inspect", "fixtures/mnist_pathway.pth", "--lambdas"];
+    assert!(!succeed(&lambdas).contains('\x1b'));
+    assert!(succeed(&[&lambdas[..], &["--color", "always"]].concat()).contains('\x1b'));
+}
+
+#[test]
+fn help_has_examples() {
+    for command in [&["--help"][..], &["inspect", "--help"], &["fold", "--help"]] {
+        assert!(succeed(command).contains("Examples:\n  m2pt-surgery "), "{command:?}");
+    }
+}
