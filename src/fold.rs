@@ -255,7 +255,7 @@ impl FoldInputs {
         let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
         if self.request.metadata && self.request.format == Format::Safetensors {
             // Of the right length before the inputs are hashed, so that a dry run tells the size of the file.
-            let placeholder = || self.provenance(plan, &mut |_| "0".repeat(64));
+            let placeholder = || self.provenance(plan, &vec!["0".repeat(64); 1 + self.aux.len()]);
             let value = provenance.cloned().unwrap_or_else(placeholder);
             metadata.push(("m2pt_surgery".to_owned(), value.to_string()));
         }
@@ -263,23 +263,37 @@ impl FoldInputs {
             .map_err(|problem| Error::Layout { path: self.request.output.clone(), problem })
     }
 
+    /// SHA-256 of each input, computed side by side.
+    fn hashes(&self) -> Vec<String> {
+        let inputs: Vec<&Checkpoint> = std::iter::once(&self.target).chain(&self.aux).collect();
+        let mut hashes = vec![String::new(); inputs.len()];
+        std::thread::scope(|scope| {
+            for (input, hash) in inputs.iter().zip(&mut hashes) {
+                scope.spawn(|| *hash = input.sha256());
+            }
+        });
+        hashes
+    }
+
     /// What the output was made from and how: no paths and no dates, so that the same inputs give the same bytes.
-    fn provenance(&self, plan: &Plan, hash: &mut dyn FnMut(&Checkpoint) -> String) -> Value {
+    fn provenance(&self, plan: &Plan, hashes: &[String]) -> Value {
         let request = &self.request;
         let root = |choice: &RootChoice| match choice {
             RootChoice::Auto => Value::Null,
             RootChoice::Path(path) => json!(path),
         };
-        let mut inputs = vec![json!({
-            "role": "target", "sha256": hash(&self.target), "root": root(&request.target_root),
-            "pattern": request.target_pattern.as_ref().map(Selector::pattern),
-        })];
-        inputs.extend(self.aux.iter().map(|aux| {
-            json!({
-                "role": "auxiliary", "sha256": hash(aux), "root": root(&request.aux_root),
-                "pattern": request.aux_pattern.as_ref().map(Selector::pattern),
+        let inputs: Vec<Value> = hashes
+            .iter()
+            .enumerate()
+            .map(|(number, hash)| {
+                let (role, choice, pattern) = match number {
+                    0 => ("target", &request.target_root, &request.target_pattern),
+                    _ => ("auxiliary", &request.aux_root, &request.aux_pattern),
+                };
+                let pattern = pattern.as_ref().map(Selector::pattern);
+                json!({"role": role, "sha256": hash, "root": root(choice), "pattern": pattern})
             })
-        }));
+            .collect();
         let lambdas: serde_json::Map<String, Value> = plan
             .folded
             .iter()
@@ -401,7 +415,7 @@ impl<'i> PlannedFold<'i> {
         let started = Instant::now();
         let request = self.request();
         let wanted = request.sidecar || request.metadata && request.format == Format::Safetensors;
-        let provenance = wanted.then(|| self.inputs.provenance(&self.plan, &mut Checkpoint::sha256));
+        let provenance = wanted.then(|| self.inputs.provenance(&self.plan, &self.inputs.hashes()));
         let layout = self.inputs.layout(&self.plan, provenance.as_ref())?;
         let file_bytes = layout.file_bytes();
         let sidecar = match &provenance {

@@ -48,6 +48,8 @@ mod container;
 mod engine;
 mod error;
 mod fold;
+#[cfg(feature = "verify")]
+pub mod model;
 mod naming;
 pub mod pickle;
 mod plan;

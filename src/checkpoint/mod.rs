@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub use roots::{Root, RootChoice, RootProblem};
 pub use values::MAX_VALUES_SHOWN;
 
-use crate::container::{self, Container, Contents, Extent, MAX_INFLATED_BYTES, Map, Reached, ZipProblem};
+use crate::container::{self, Container, Contents, Extent, MAX_INFLATED_BYTES, Map, Reached, StoredTensor, ZipProblem};
 use crate::error::{Error, Result};
 use crate::tensor::{ByteOrder, DType, TensorSpec, TensorView, ViewProblem, check_view, is_contiguous, sha256_bytes};
 
@@ -169,8 +169,6 @@ impl Checkpoint {
     }
 }
 
-use crate::container::StoredTensor;
-
 /// Checks that the tensor's storage is there, whole, and holds all of its elements.
 fn check(contents: &Contents, tensor: usize) -> Result<(), TensorProblem> {
     let tensor = &contents.tensors[tensor];
@@ -302,6 +300,17 @@ impl TensorData<'_> {
             // Every tensor was checked against the size of its storage when the checkpoint was opened.
             Err(problem) => unreachable!("{problem}"),
         }
+    }
+
+    /// Another view of the same storage; `offset` counts elements from the first of this tensor.
+    pub(crate) fn reshaped<'a>(
+        &'a self,
+        shape: &'a [usize],
+        strides: &'a [usize],
+        offset: usize,
+    ) -> Result<TensorView<'a>, ViewProblem> {
+        let offset = self.stored.offset.saturating_add(offset);
+        TensorView::new(self.stored.dtype, shape, strides, offset, self.order, &self.storage)
     }
 
     /// The element type.

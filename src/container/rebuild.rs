@@ -27,6 +27,14 @@ pub enum RebuildProblem {
         /// What is wrong.
         what: &'static str,
     },
+    /// A view that PyTorch would conjugate or negate when it is used.
+    #[error("a tensor is a lazily {mark} view: call {resolve} on it in PyTorch and save it again")]
+    LazyView {
+        /// `conjugated` or `negated`.
+        mark: &'static str,
+        /// PyTorch's method that makes it an ordinary tensor.
+        resolve: &'static str,
+    },
     /// A storage class that is not known.
     #[error("the storage type {0} is unknown")]
     StorageClass(String),
@@ -232,12 +240,14 @@ impl<'p> Builder<'p> {
                 }
                 self.call(id, inner, inner_args, depth + 1)
             }
-            ("_rebuild_tensor" | "_rebuild_tensor_v2", &[storage, offset, shape, strides, ..]) => {
+            ("_rebuild_tensor" | "_rebuild_tensor_v2", &[storage, offset, shape, strides, ref rest @ ..]) => {
+                self.check_marks(rest.get(2).copied())?;
                 let (dtype, storage) = self.storage_node(storage)?;
                 let dtype = dtype.unwrap_or(DType::U8);
                 self.view(dtype, storage, [offset, shape, strides]).ok_or_else(|| wrong("offset, size or stride"))
             }
-            ("_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ..]) => {
+            ("_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ref rest @ ..]) => {
+                self.check_marks(rest.first().copied())?;
                 let (_, storage) = self.storage_node(storage)?;
                 let dtype = pickle
                     .global(dtype)
@@ -250,6 +260,29 @@ impl<'p> Builder<'p> {
             | ("_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3", _) => Err(wrong("there are too few")),
             _ => Err((id, RebuildProblem::Unsupported { function: full })),
         }
+    }
+
+    /// The metadata of a tensor may mark its elements as to be conjugated or negated (`torch._utils.set_tensor_metadata`).
+    fn check_marks(&self, metadata: Option<NodeId>) -> Fallible<()> {
+        let Some(id) = metadata else { return Ok(()) };
+        let entries = match self.pickle.node(id) {
+            Node::Dict(entries) => entries,
+            Node::Object(object) => &object.entries,
+            _ => return Ok(()),
+        };
+        for &(key, value) in entries {
+            let off = matches!(self.pickle.node(value), Node::Bool(false) | Node::None);
+            match self.pickle.node(key) {
+                Node::Str(key) if &**key == "conj" && !off => {
+                    return Err((id, RebuildProblem::LazyView { mark: "conjugated", resolve: "resolve_conj()" }));
+                }
+                Node::Str(key) if &**key == "neg" && !off => {
+                    return Err((id, RebuildProblem::LazyView { mark: "negated", resolve: "resolve_neg()" }));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     fn view(&mut self, dtype: DType, storage: usize, [offset, shape, strides]: [NodeId; 3]) -> Option<usize> {

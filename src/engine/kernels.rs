@@ -139,6 +139,21 @@ pub(super) fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
     }
 }
 
+/// Whether a NaN or infinity is among little-endian elements of `from` once they are cast to `to`.
+pub(super) fn becomes_non_finite(from: DType, bytes: &[u8], to: DType) -> bool {
+    fn cast<T: Real>(from: DType, bytes: &[u8], to: DType) -> Vec<u8> {
+        let (mut values, mut out) = (Vec::new(), Vec::new());
+        T::load(from, bytes, &mut values);
+        T::store(to, &values, &mut out);
+        out
+    }
+    match from {
+        _ if from == to => has_non_finite(to, bytes),
+        DType::F64 => has_non_finite(to, &cast::<f64>(from, bytes, to)),
+        _ => has_non_finite(to, &cast::<f32>(from, bytes, to)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 mod kernels;
 
-use crate::checkpoint::{StateDict, TensorData};
+use crate::checkpoint::{StateDict, TensorData, TensorProblem};
 use crate::error::{Error, NonFiniteOrigin, Result};
 use crate::plan::{Plan, Source, Step, TensorRef};
 use crate::tensor::DType;
@@ -68,14 +68,12 @@ pub(crate) fn run(
         let step = &plan.steps[index];
         sink.begin(index)?;
         let mut runner = Runner { plan, inputs, step, index, sink, progress, bad: false };
-        report.norms[index] = runner.run()?;
-        if runner.bad {
-            if !allow_non_finite {
-                return Err(runner.non_finite()?);
-            }
-            let names = plan.outputs.iter().filter(|o| o.step == index).map(|o| o.spec.name.clone());
-            report.non_finite.extend(names);
+        let (norms, bad) = runner.run()?;
+        report.norms[index] = norms;
+        if let Some(name) = bad.first().filter(|_| !allow_non_finite) {
+            return Err(runner.non_finite(name)?);
         }
+        report.non_finite.extend(bad);
         sink.end()?;
     }
     Ok(report)
@@ -89,7 +87,7 @@ struct Runner<'r> {
     index: usize,
     sink: &'r mut dyn Sink,
     progress: &'r mut dyn Progress,
-    /// Whether the result holds a NaN or infinity.
+    /// Whether the bytes written hold a NaN or infinity.
     bad: bool,
 }
 
@@ -107,16 +105,40 @@ impl<'r> Runner<'r> {
         }
     }
 
-    fn run(&mut self) -> Result<Option<Norms>> {
+    /// Runs the step; returns its norms and the outputs that hold NaN or infinity.
+    fn run(&mut self) -> Result<(Option<Norms>, Vec<String>)> {
         let source = self.source()?;
-        if self.step.terms.is_empty() && source.dtype() == self.step.dtype {
-            return self.copy(&source).map(|()| None);
-        }
         let terms = self.step.terms.iter().map(|term| Ok((term.lambda, self.read(term.source)?)));
         let terms = terms.collect::<Result<Vec<_>>>()?;
         let wide = source.dtype() == DType::F64 || terms.iter().any(|(_, data)| data.dtype() == DType::F64);
-        let norms = if wide { self.compute::<f64>(&source, &terms)? } else { self.compute::<f32>(&source, &terms)? };
-        Ok((!terms.is_empty()).then_some(norms))
+        let norms = match (terms.is_empty() && source.dtype() == self.step.dtype, wide) {
+            (true, _) => self.copy(&source).map(|()| Norms::default())?,
+            (false, true) => self.compute::<f64>(&source, &terms)?,
+            (false, false) => self.compute::<f32>(&source, &terms)?,
+        };
+        Ok(((!terms.is_empty()).then_some(norms), self.non_finite_outputs(&source)?))
+    }
+
+    /// The names of the outputs that hold NaN or infinity. A run of a storage may hold bytes that belong to none of its
+    /// tensors, so that there each tensor is looked at by itself.
+    fn non_finite_outputs(&self, source: &TensorData<'_>) -> Result<Vec<String>> {
+        let outputs = self.plan.outputs.iter().filter(|output| self.bad && output.step == self.index);
+        let Source::Run { tensor, .. } = self.step.source else {
+            return Ok(outputs.map(|output| output.spec.name.clone()).collect());
+        };
+        let mut names = Vec::new();
+        for output in outputs {
+            let view = source.reshaped(&output.spec.shape, &output.strides, output.offset).map_err(|problem| {
+                let path = self.inputs[tensor.input].checkpoint().path().to_owned();
+                Error::Tensor { path, tensor: output.spec.name.clone(), problem: TensorProblem::View(problem) }
+            })?;
+            let mut bad = false;
+            view.for_each_piece(&mut Vec::new(), |bytes| {
+                bad |= kernels::becomes_non_finite(view.dtype(), bytes, self.step.dtype);
+            });
+            names.extend(bad.then(|| output.spec.name.clone()));
+        }
+        Ok(names)
     }
 
     fn copy(&mut self, source: &TensorData<'_>) -> Result<()> {
@@ -180,15 +202,15 @@ impl<'r> Runner<'r> {
         Ok(())
     }
 
-    /// The error that says which input a value that is not finite comes from.
-    fn non_finite(&self) -> Result<Error> {
+    /// The error that says which input a value of the output `name` that is not finite comes from.
+    fn non_finite(&self, output: &str) -> Result<Error> {
+        let tensor = output.to_owned();
         let name = |tensor: TensorRef| {
             let input = &self.inputs[tensor.input];
             let spec = &input.specs()[tensor.tensor];
-            (input.checkpoint().path().to_owned(), spec.name.clone())
+            let name = if matches!(self.step.source, Source::Run { .. }) { output } else { &spec.name };
+            (input.checkpoint().path().to_owned(), name.to_owned())
         };
-        let tensor = self.plan.outputs.iter().find(|o| o.step == self.index).map(|o| o.spec.name.clone());
-        let tensor = tensor.unwrap_or_default();
         let sources = std::iter::once(self.step.source.tensor()).chain(self.step.terms.iter().map(|t| t.source));
         for source in sources {
             let data = self.read(source)?;

@@ -10,10 +10,10 @@ use m2pt_surgery::{
 use safetensors::tensor::{Dtype, TensorView};
 use tempfile::TempDir;
 
-use crate::support::{digests, expected, fixture, recorded};
+use crate::support::{Digest, digests, expected, fixture, recorded};
 
 /// Runs a fold and returns the digests of what it wrote.
-fn fold(request: FoldRequest) -> Result<Vec<(String, String, Vec<u64>, String)>, Error> {
+fn fold(request: FoldRequest) -> Result<Vec<Digest>, Error> {
     let output = request.output.clone();
     request.open()?.plan()?.run(&mut ())?;
     let checkpoint = Checkpoint::open(&output)?;

@@ -1,5 +1,7 @@
 //! The product's tests: every fixture through every way in, compared with what PyTorch, timm and NumPy computed.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking, their helpers included")]
+
 mod folding;
 mod reading;
 mod support;
@@ -8,5 +10,7 @@ mod support;
 mod commands;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod memory;
+#[cfg(feature = "verify")]
+mod model;
 #[cfg(feature = "cli")]
 mod writing;

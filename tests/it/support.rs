@@ -25,8 +25,11 @@ pub(crate) fn whole(checkpoint: &Checkpoint) -> StateDict<'_> {
     checkpoint.state_dict(&RootChoice::Path(String::new())).unwrap()
 }
 
-/// Name, dtype, shape and hash of each tensor, in order: the form in which the generator records them.
-pub(crate) fn digests(tensors: &StateDict<'_>) -> Vec<(String, String, Vec<u64>, String)> {
+/// Name, dtype, shape and hash of a tensor: the form in which the generator records it.
+pub(crate) type Digest = (String, String, Vec<u64>, String);
+
+/// The digest of each tensor, in order.
+pub(crate) fn digests(tensors: &StateDict<'_>) -> Vec<Digest> {
     tensors
         .specs()
         .iter()
@@ -41,7 +44,7 @@ pub(crate) fn digests(tensors: &StateDict<'_>) -> Vec<(String, String, Vec<u64>,
 }
 
 /// The same of a recorded object of tensors.
-pub(crate) fn recorded(tensors: &Value) -> Vec<(String, String, Vec<u64>, String)> {
+pub(crate) fn recorded(tensors: &Value) -> Vec<Digest> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     tensors
         .as_object()

@@ -7,7 +7,7 @@ use std::path::Path;
 use m2pt_surgery::Checkpoint;
 use serde_json::{Value, json};
 
-use crate::support::{digests, expected, fixture, recorded, succeed, whole};
+use crate::support::{Digest, digests, expected, fixture, recorded, succeed, whole};
 
 const FOLD: [&str; 6] = ["fold", "fixtures/mnist_vit.pth", "--aux", "fixtures/speech_vit.pth", "--lambda", "0.1"];
 
@@ -167,11 +167,11 @@ fn shared_storages_stay_shared_in_pth_and_are_copied_in_safetensors() {
     // Folded tensors leave what they shared with tensors that are not folded, and those keep their values.
     let half = run("half.pth", "0.5");
     assert_eq!(sharing(&half).len(), 32 - 8);
-    let apart = |(before, after): (&(String, _, _, String), &(String, _, _, String))| {
+    let apart = |(before, after): (&Digest, &Digest)| {
         assert_eq!(before.0, after.0);
         (before.3 != after.3).then(|| before.0.clone())
     };
-    let (before, after): (Vec<(_, String, Vec<u64>, _)>, _) = (digests(&original), digests(&half));
+    let (before, after) = (digests(&original), digests(&half));
     let changed: Vec<String> = before.iter().zip(&after).filter_map(apart).collect();
     assert_eq!(changed.len(), 8);
     assert!(changed.iter().all(|name| name.starts_with("state_dict.blocks.")));

@@ -1,6 +1,6 @@
 //! Turns folded parameters into steps and outputs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{Dropped, FoldOptions, FoldedLayer, Side};
 use crate::naming::{AUX_WEIGHT, SCALE};
@@ -13,13 +13,20 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
     let specs = target.specs;
     let layers = target.layers.as_slice();
     let pathway: BTreeSet<usize> = layers.iter().flat_map(|l| [l.scale, l.aux_weight]).flatten().collect();
-    let changed: BTreeSet<&str> = folded.iter().filter(|f| f.changes()).map(|f| f.name.as_str()).collect();
+    let changed: BTreeSet<String> = folded.iter().filter(|f| f.changes()).map(|f| f.name.clone()).collect();
     let copied: Vec<usize> =
-        (0..specs.len()).filter(|i| !pathway.contains(i) && !changed.contains(specs[*i].name.as_str())).collect();
+        (0..specs.len()).filter(|i| !pathway.contains(i) && !changed.contains(&specs[*i].name)).collect();
     let groups = share::groups(specs, &target.placements, &copied);
     let mut plan = Plan { notes: notes(target, options, &groups, &changed), ..Plan::default() };
 
     let mut step_of_group = vec![None; groups.len()];
+    let mut group_of = vec![None; specs.len()];
+    if options.sharing == Sharing::Keep {
+        for (number, group) in groups.iter().enumerate() {
+            group.members.iter().for_each(|&member| group_of[member] = Some(number));
+        }
+    }
+    let mut by_name: HashMap<String, &mut FoldedLayer> = folded.iter_mut().map(|f| (f.name.clone(), f)).collect();
     for (index, spec) in specs.iter().enumerate() {
         if pathway.contains(&index) {
             plan.dropped.push(Dropped { name: spec.name.clone(), reason: reason(&spec.name) });
@@ -28,11 +35,7 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
         let dtype = options.dtype.filter(|_| spec.dtype.is_foldable()).unwrap_or(spec.dtype);
         let out = TensorSpec { dtype, ..spec.clone() };
         let tensor = TensorRef { input: 0, tensor: index };
-        let group = match options.sharing {
-            Sharing::Keep => groups.iter().position(|group| group.members.contains(&index)),
-            Sharing::Copy => None,
-        };
-        if let Some(group) = group {
+        if let Some(group) = group_of[index] {
             let Group { first, numel, .. } = groups[group];
             let step = *step_of_group[group].get_or_insert(plan.steps.len());
             if step == plan.steps.len() {
@@ -45,7 +48,7 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
         }
         let step = plan.steps.len();
         let mut terms = Vec::new();
-        if let Some(parameter) = folded.iter_mut().find(|f| f.name == spec.name) {
+        if let Some(parameter) = by_name.get_mut(&spec.name) {
             parameter.step = step;
             let effective = parameter.terms.iter().filter(|term| term.lambda != 0.0);
             terms.extend(effective.map(|term| Term { source: term.source, lambda: term.lambda }));
@@ -67,7 +70,7 @@ fn reason(name: &str) -> &'static str {
 }
 
 /// What the user should know of the target and of what becomes of it.
-fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &BTreeSet<&str>) -> Vec<String> {
+fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &BTreeSet<String>) -> Vec<String> {
     let specs = target.specs;
     let mut notes = Vec::new();
     if options.sharing == Sharing::Copy {
@@ -80,7 +83,7 @@ fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &B
     for group in share::groups(specs, &target.placements, &all) {
         let names = |wanted: bool| -> Vec<&str> {
             let names = group.members.iter().map(|&i| specs[i].name.as_str());
-            names.filter(|name| changed.contains(name) == wanted).collect()
+            names.filter(|name| changed.contains(*name) == wanted).collect()
         };
         if group.members.len() > 1 && !names(true).is_empty() {
             let all = [names(true), names(false)].concat().join(", ");
@@ -88,7 +91,7 @@ fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &B
         }
     }
     let pathways = target.layers.learned() > 0;
-    let kept = target.layers.as_slice().iter().filter(|layer| !changed.contains(specs[layer.weight].name.as_str()));
+    let kept = target.layers.as_slice().iter().filter(|layer| !changed.contains(&specs[layer.weight].name));
     let kept: Vec<&str> = kept.map(|layer| layer.module.as_str()).collect();
     if pathways && !kept.is_empty() {
         notes.push(format!("{}: the weight alone is kept (no pathway, not chosen, or a lambda of 0)", kept.join(", ")));
