@@ -23,7 +23,7 @@ use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
 use crate::engine::{self, Progress, RunReport};
 use crate::error::{Error, OutputProblem, Result};
 use crate::naming::LayerKind;
-use crate::naming::{Family, Layers, Recognised, Selector};
+use crate::naming::{Family, Flags, Layers, Recognised, Selector};
 use crate::plan::{self, AuxSide, BiasMode, BlockSet, DepthMismatch, FoldOptions, LambdaSpec, Plan, Side};
 use crate::tensor::{DType, decode_f64};
 use crate::write::{Format, Layout, ScratchFile, check_target};
@@ -87,6 +87,7 @@ impl FoldRequest {
     pub fn new(target: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Result<FoldRequest> {
         let output = output.into();
         match Format::from_extension(&output) {
+            None if output.is_dir() => Err(Error::Output { path: output, problem: OutputProblem::NotAFile }),
             Some(format) => Ok(FoldRequest::with_format(target, output, format)),
             None => Err(Error::Output { path: output, problem: OutputProblem::UnknownFormat }),
         }
@@ -165,15 +166,15 @@ impl<'c> Understood<'c> {
     /// Takes the root `choice` of a checkpoint and finds its layers, by `pattern` or by its family's.
     ///
     /// # Errors
-    /// [`Error::Root`], [`Error::Match`]; `flag` is the option for a pattern, for messages.
-    fn new(checkpoint: &'c Checkpoint, choice: &RootChoice, pattern: Option<&Selector>, flag: Flag) -> Result<Self> {
+    /// [`Error::Root`], [`Error::Match`].
+    fn new(checkpoint: &'c Checkpoint, choice: &RootChoice, pattern: Option<&Selector>, flags: Flags) -> Result<Self> {
         let tensors = checkpoint.state_dict(choice)?;
         let family = if pattern.is_none() { Family::recognise(tensors.specs()) } else { None };
         // Where no family is recognised, timm's names are what is looked for, and what an error speaks of.
         let fallback = || Family::all().iter().find(|f| f.name() == "timm").map(Family::selector);
         let selector = pattern.or(family.as_ref().map(|r| r.family.selector())).or_else(fallback);
         let layers = match selector {
-            Some(selector) => Layers::find(tensors.specs(), selector, flag.way_out())
+            Some(selector) => Layers::find(tensors.specs(), selector, flags)
                 .map_err(|problem| Error::Match { path: checkpoint.path().to_owned(), problem })?,
             None => Layers::default(),
         };
@@ -191,21 +192,6 @@ impl<'c> Understood<'c> {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Flag {
-    Target,
-    Aux,
-}
-
-impl Flag {
-    fn way_out(self) -> &'static str {
-        match self {
-            Flag::Target => "choose a part of the file with --root, or write a stricter --target-pattern",
-            Flag::Aux => "choose a part of the file with --aux-root, or write a stricter --aux-pattern",
-        }
-    }
-}
-
 impl FoldInputs {
     /// Matches the layers, plans the fold, lays out the output, and checks that it can be put where it should go.
     /// Reads nothing but learned lambdas, and writes nothing.
@@ -215,11 +201,11 @@ impl FoldInputs {
     pub fn plan(&self) -> Result<PlannedFold<'_>> {
         let request = &self.request;
         let target =
-            Understood::new(&self.target, &request.target_root, request.target_pattern.as_ref(), Flag::Target)?;
+            Understood::new(&self.target, &request.target_root, request.target_pattern.as_ref(), Flags::TARGET)?;
         let aux = self
             .aux
             .iter()
-            .map(|aux| Understood::new(aux, &request.aux_root, request.aux_pattern.as_ref(), Flag::Aux))
+            .map(|aux| Understood::new(aux, &request.aux_root, request.aux_pattern.as_ref(), Flags::AUX))
             .collect::<Result<Vec<_>>>()?;
         let scales = learned_scales(&target)?;
         let sides: Vec<AuxSide<'_>> = aux
@@ -437,5 +423,7 @@ impl<'i> PlannedFold<'i> {
 fn sidecar(path: &Path, force: bool, provenance: &Value) -> Result<ScratchFile> {
     let mut file = ScratchFile::create(path, force)?;
     file.write(format!("{provenance:#}\n").as_bytes())?;
+    // On the disk before the output is published, so that a full disk leaves neither.
+    file.complete()?;
     Ok(file)
 }

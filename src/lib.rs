@@ -67,8 +67,8 @@ pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, PlannedFold, Understood};
 pub use naming::{
-    AUX_WEIGHT, Architecture, Family, Layer, LayerId, LayerKind, Layers, MatchProblem, PatternProblem, Recognised,
-    SCALE, Selector,
+    AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MatchProblem, PatternProblem,
+    Recognised, SCALE, Selector,
 };
 pub use plan::{
     BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, LambdaProblem, LambdaSpec,

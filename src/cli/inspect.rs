@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment};
 use m2pt_surgery::tensor::{Stats, sha256, shape_text};
 use m2pt_surgery::{
-    Architecture, BlockSet, Checkpoint, Error, Family, LayerId, LayerKind, Layers, Progress, Recognised, RootChoice,
-    RootProblem, StateDict, TensorSpec,
+    Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, Progress, Recognised,
+    RootChoice, RootProblem, StateDict, TensorSpec,
 };
 use regex::Regex;
 use serde_json::{Value, json};
@@ -89,7 +89,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let tensors = select(args, &checkpoint, printer)?;
     let specs = tensors.as_ref().map_or(&[][..], StateDict::specs);
     let family = Family::recognise(specs);
-    let layers = family.as_ref().and_then(|r| Layers::find(specs, r.family.selector(), "").ok()).unwrap_or_default();
+    let layers =
+        family.as_ref().and_then(|r| Layers::find(specs, r.family.selector(), Flags::TARGET).ok()).unwrap_or_default();
     let architecture = Architecture::guess(specs, &layers);
     let learned = match &tensors {
         Some(tensors) if args.lambdas || args.json => learned(tensors, &layers)?,

@@ -72,6 +72,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(code) => code,
         // Whoever read the output has seen enough.
         Err(error) if is_broken_pipe(&error) => DONE,
+        // All other errors of the operating system come with their file.
+        Err(error) if error.is::<io::Error>() => {
+            printer.error(&format!("cannot write to standard output: {error}"));
+            ExitCode::from(FAILED)
+        }
         Err(error) => {
             printer.error(&format!("{error:#}"));
             ExitCode::from(FAILED)

@@ -1,20 +1,48 @@
-//! Progress on a terminal, and stopping on Ctrl-C.
+//! Progress on a terminal, and stopping on a signal.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use m2pt_surgery::Progress;
 
-static STOPPED: AtomicBool = AtomicBool::new(false);
+/// Set by the first signal that asks to stop. Signals that this process was told to ignore (`nohup`, `command &` in a
+/// script) stay ignored.
+static STOPPED: LazyLock<Arc<AtomicBool>> = LazyLock::new(|| {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let ignored = ignored_signals();
+    for signal in ASKING {
+        if ignored & 1 << (signal - 1) == 0 {
+            // Without a handler the signal ends the program at once, which leaves a scratch file behind and no more.
+            let _ = signal_hook::flag::register(*signal, Arc::clone(&stopped));
+        }
+    }
+    stopped
+});
+
+/// The signals that ask a program to stop.
+#[cfg(unix)]
+const ASKING: &[i32] = {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    &[SIGINT, SIGTERM, SIGHUP]
+};
+#[cfg(not(unix))]
+const ASKING: &[i32] = &[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];
+
+/// The signals that this process ignores, as a bit mask from signal 1; none where the system does not tell.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
 
 /// A bar of bytes, rate and time left on standard error; invisible where that is no terminal.
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
     pub(super) fn new(bytes: u64, what: &str, quiet: bool) -> Bar {
-        // Without a handler Ctrl-C ends the program at once, which leaves a scratch file behind and nothing else.
-        let _ = ctrlc::try_set_handler(|| STOPPED.store(true, Ordering::Relaxed));
+        LazyLock::force(&STOPPED);
         let visible = !quiet && std::io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(bytes), target);

@@ -17,15 +17,16 @@ impl Map {
     /// [`Error::Io`] and [`Error::Directory`].
     pub(crate) fn open(path: &Path) -> Result<Map> {
         let io = |source| Error::Io { action: "open", path: path.to_owned(), source };
-        let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
+        // Looked at first by name: opening a pipe would wait for whoever writes to it.
+        let metadata = std::fs::metadata(path).map_err(io)?;
         if metadata.is_dir() {
             return Err(Error::Directory { path: path.to_owned() });
         }
         if !metadata.is_file() {
             return Err(Error::NotAFile { path: path.to_owned() });
         }
-        if metadata.len() == 0 {
+        let file = File::open(path).map_err(io)?;
+        if file.metadata().map_err(io)?.len() == 0 {
             return Ok(Map(None));
         }
         // SAFETY: the map is private to this value, read-only, and only ever seen as `&[u8]`, for which every bit

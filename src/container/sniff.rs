@@ -6,6 +6,9 @@ use super::Container;
 use super::safetensors::MAX_HEADER_BYTES;
 use crate::error::{Error, Result};
 
+/// No checkpoint is shorter than this, in bytes: an empty safetensors file has 10, an archive far more.
+const SHORTEST: usize = 10;
+
 /// First bytes of files that are mistaken for checkpoints, what they are, and the way out.
 const OTHERS: &[(&[u8], &str, &str)] = &[
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself", "fetch the file with `git lfs pull`"),
@@ -50,6 +53,7 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Container> {
         }
     }
     let head = file[..file.len().min(1024)].trim_ascii_start();
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let lower = head.to_ascii_lowercase();
     if lower.starts_with(b"<!doctype") || lower.starts_with(b"<html") || lower.starts_with(b"<?xml") {
         return not(
@@ -68,6 +72,10 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Container> {
     }
     if file.iter().take(4096).all(|&b| b == 0) {
         return not("nothing but zero bytes at its beginning: the copy or download was not finished", "get it again");
+    }
+    if file.len() < SHORTEST {
+        let found = format!("only {} bytes long, too short for any checkpoint", file.len());
+        return not(&found, "the copy or download broke off; get it again");
     }
     if file.iter().take(1024).all(|b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
         return not("text", "give the path of a .pth or .safetensors file");

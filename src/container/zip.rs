@@ -20,6 +20,16 @@ pub enum ZipProblem {
         /// Bytes in the file.
         length: u64,
     },
+    /// The archive is whole, but more follows it.
+    #[error(
+        "{extra} bytes follow the end of the zip archive: something was appended to it; get the file again, or cut it to {length} bytes"
+    )]
+    Trailing {
+        /// Bytes of the archive.
+        length: u64,
+        /// Bytes after it.
+        extra: u64,
+    },
     /// A record of the directory is malformed.
     #[error("its zip directory is damaged at byte {offset}: {what}")]
     Directory {
@@ -99,6 +109,9 @@ pub(crate) struct Entry {
 /// Deflate cannot expand by more than this factor, so that larger claims are lies.
 const MAX_DEFLATE_RATIO: u64 = 1032;
 
+/// How far back from the end of a file an end record is looked for, to tell an appended file from a truncated one.
+const TRAILING: usize = 1 << 20;
+
 const END: &[u8; 4] = b"PK\x05\x06";
 const END64: &[u8; 4] = b"PK\x06\x06";
 const END64_LOCATOR: &[u8; 4] = b"PK\x06\x07";
@@ -129,7 +142,15 @@ fn find_directory(file: &[u8]) -> Result<(Range<usize>, u64), ZipProblem> {
             break;
         }
     }
-    let end = end.ok_or(truncated)?;
+    let Some(end) = end else {
+        // An end record that is followed by more than its comment?
+        let last = (0..file.len().saturating_sub(21)).rev().take(TRAILING).find(|&at| file[at..].starts_with(END));
+        let length = last.and_then(|at| Some((at + 22 + usize::from(u16_at(file, at + 20)?)) as u64));
+        return Err(match length.filter(|&length| length < file.len() as u64) {
+            Some(length) => ZipProblem::Trailing { length, extra: file.len() as u64 - length },
+            None => truncated,
+        });
+    };
     let damaged = |what| ZipProblem::Directory { offset: end as u64, what };
     let short = || damaged("a record is cut short");
     let mut count = u64::from(u16_at(file, end + 10).ok_or_else(short)?);

@@ -48,6 +48,14 @@ fn rejects_every_truncation() {
 }
 
 #[test]
+fn rejects_bytes_after_the_end() {
+    let mut file = two();
+    let length = file.len() as u64;
+    file.extend_from_slice(b"more");
+    assert_eq!(problem(&file), ZipProblem::Trailing { length, extra: 4 });
+}
+
+#[test]
 fn no_single_changed_byte_makes_a_panic() {
     let file = two();
     for at in 0..file.len() {

@@ -13,20 +13,42 @@ pub const AUX_WEIGHT: &str = "aux_weight";
 /// How many near misses an error shows.
 const NEAR_MISSES: usize = 6;
 
+/// The options that help where layers could not be matched, for messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flags {
+    /// The option that chooses a part of the file.
+    pub root: &'static str,
+    /// The option that replaces the pattern.
+    pub pattern: &'static str,
+}
+
+impl Flags {
+    /// Those for the target.
+    pub const TARGET: Flags = Flags { root: "--root", pattern: "--target-pattern" };
+    /// Those for an auxiliary.
+    pub const AUX: Flags = Flags { root: "--aux-root", pattern: "--aux-pattern" };
+}
+
 /// Why layers could not be matched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MatchProblem {
     /// No tensor has a name that the pattern matches.
-    #[error("no tensor is named like a linear layer ({pattern}); {}", near_text(.near))]
+    #[error(
+        "no tensor is named like a linear layer ({pattern}); {}; name the layers with {}, or choose another part of the file \
+         with {}",
+        near_text(.near), flags.pattern, flags.root
+    )]
     Nothing {
         /// The pattern.
         pattern: String,
         /// Names of tensors that are most like it, numbers replaced by `N`.
         near: Vec<String>,
+        /// The options that help.
+        flags: Flags,
     },
     /// Two tensors are matched as the same layer.
-    #[error("both {first:?} and {second:?} are matched as layer {layer}; {way_out}")]
+    #[error("both {first:?} and {second:?} are matched as layer {layer}; choose a part of the file with {}, or write a stricter {}", flags.root, flags.pattern)]
     Twice {
         /// The layer.
         layer: LayerId,
@@ -34,14 +56,16 @@ pub enum MatchProblem {
         first: String,
         /// The other one.
         second: String,
-        /// What to do.
-        way_out: &'static str,
+        /// The options that help.
+        flags: Flags,
     },
     /// A trained pathway's tensor belongs to no layer that was matched.
-    #[error("{name:?} belongs to no linear layer that was recognised; name the layers with a pattern")]
+    #[error("{name:?} belongs to no linear layer that was recognised; name the layers with {}", flags.pattern)]
     StrayPathway {
         /// The tensor.
         name: String,
+        /// The options that help.
+        flags: Flags,
     },
 }
 
@@ -76,12 +100,11 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Finds the layers that `selector` matches among `specs`; `flag` is the option that would replace the pattern,
-    /// for messages.
+    /// Finds the layers that `selector` matches among `specs`; `flags` are the options that messages speak of.
     ///
     /// # Errors
     /// [`MatchProblem`] if nothing is matched, a layer is matched twice, or pathway tensors are left over.
-    pub fn find(specs: &[TensorSpec], selector: &Selector, flag: &'static str) -> Result<Layers, MatchProblem> {
+    pub fn find(specs: &[TensorSpec], selector: &Selector, flags: Flags) -> Result<Layers, MatchProblem> {
         let by_name: BTreeMap<&str, usize> = specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
         let mut found: BTreeMap<LayerId, usize> = BTreeMap::new();
         let mut layers = Vec::new();
@@ -92,7 +115,7 @@ impl Layers {
             let Some(id) = selector.layer(&spec.name) else { continue };
             if let Some(&first) = found.get(&id) {
                 let (first, second) = (specs[first].name.clone(), spec.name.clone());
-                return Err(MatchProblem::Twice { layer: id, first, second, way_out: flag });
+                return Err(MatchProblem::Twice { layer: id, first, second, flags });
             }
             found.insert(id, index);
             let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name).to_owned();
@@ -102,11 +125,11 @@ impl Layers {
         }
         if layers.is_empty() {
             let pattern = selector.pattern().to_owned();
-            return Err(MatchProblem::Nothing { near: near_misses(specs, &pattern), pattern });
+            return Err(MatchProblem::Nothing { near: near_misses(specs, &pattern), pattern, flags });
         }
         let claimed: BTreeSet<usize> = layers.iter().flat_map(|l| [l.scale, l.aux_weight]).flatten().collect();
         if let Some((_, stray)) = specs.iter().enumerate().find(|(i, s)| is_pathway(&s.name) && !claimed.contains(i)) {
-            return Err(MatchProblem::StrayPathway { name: stray.name.clone() });
+            return Err(MatchProblem::StrayPathway { name: stray.name.clone(), flags });
         }
         Ok(Layers { layers })
     }

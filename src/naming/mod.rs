@@ -11,7 +11,7 @@ mod selector;
 
 pub use architecture::Architecture;
 pub use family::{Family, Recognised};
-pub use layers::{AUX_WEIGHT, Layer, Layers, MatchProblem, SCALE};
+pub use layers::{AUX_WEIGHT, Flags, Layer, Layers, MatchProblem, SCALE};
 pub use selector::{PatternProblem, Selector};
 
 use std::fmt;

@@ -27,7 +27,8 @@ pub(crate) struct ScratchFile {
 /// [`Error::Output`] saying which.
 pub(crate) fn check_target(path: &Path, replace: bool) -> Result<()> {
     let wrong = |problem| Err(Error::Output { path: path.to_owned(), problem });
-    if path.file_name().is_none() {
+    // `Path` ignores a slash at the end; the operating system does not.
+    if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
         return wrong(OutputProblem::NoName);
     }
     let folder = folder_of(path);
@@ -108,15 +109,24 @@ impl ScratchFile {
         }
     }
 
+    /// Makes what was written durable; nothing can be written afterwards.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn complete(&mut self) -> Result<()> {
+        if let Some(file) = self.file.take() {
+            let file = file.into_inner().map_err(|error| self.error("write", error.into_error()))?;
+            file.sync_all().map_err(|source| self.error("write", source))?;
+        }
+        Ok(())
+    }
+
     /// Makes the file durable and gives it its name.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Output`] if another file took the name meanwhile.
     pub(crate) fn publish(mut self) -> Result<()> {
-        if let Some(file) = self.file.take() {
-            let file = file.into_inner().map_err(|error| self.error("write", error.into_error()))?;
-            file.sync_all().map_err(|source| self.error("write", source))?;
-        }
+        self.complete()?;
         if self.replace {
             fs::rename(&self.scratch, &self.target).map_err(|source| self.error("replace", source))?;
         } else {
@@ -217,5 +227,7 @@ mod tests {
         assert!(matches!(problem(folder.path()), OutputProblem::NotAFile));
         assert!(matches!(problem(&folder.path().join("none/a.pth")), OutputProblem::NoFolder { .. }));
         assert!(matches!(problem(Path::new("/")), OutputProblem::NoName));
+        let slash = format!("{}/", folder.path().join("a.pth").display());
+        assert!(matches!(problem(Path::new(&slash)), OutputProblem::NoName));
     }
 }

@@ -7,7 +7,11 @@ mod reading;
 mod support;
 
 #[cfg(feature = "cli")]
+mod bad_input;
+#[cfg(feature = "cli")]
 mod commands;
+#[cfg(all(feature = "cli", unix))]
+mod killed;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod memory;
 #[cfg(feature = "verify")]
