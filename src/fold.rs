@@ -213,11 +213,7 @@ impl FoldInputs {
             .zip(&request.aux)
             .map(|(aux, asked)| AuxSide { side: aux.side(), lambda: asked.lambda.clone().or(request.lambda.clone()) })
             .collect();
-        let lambda_unused = request.lambda.is_some() && sides.is_empty();
-        if lambda_unused && scales.iter().any(Option::is_some) {
-            let target = request.target.display().to_string();
-            return Err(Error::Fold(Box::new(plan::FoldProblem::LambdaOnLearned { target })));
-        }
+        self.check_used(&scales)?;
         let options = FoldOptions {
             kinds: request.kinds.clone(),
             blocks: request.blocks.clone(),
@@ -235,6 +231,30 @@ impl FoldInputs {
         }
         let aux_models = aux;
         Ok(PlannedFold { inputs: self, target, aux: aux_models, plan, file_bytes: layout.file_bytes() })
+    }
+
+    /// Refuses options that would be ignored silently.
+    fn check_used(&self, scales: &[Option<f64>]) -> Result<()> {
+        let request = &self.request;
+        let unused = |option, why| Err(Error::Fold(Box::new(plan::FoldProblem::Unused { option, why })));
+        let no_aux = "there is no --aux";
+        if request.lambda.is_some() && request.aux.is_empty() && scales.iter().any(Option::is_some) {
+            let target = request.target.display().to_string();
+            return Err(Error::Fold(Box::new(plan::FoldProblem::LambdaOnLearned { target })));
+        }
+        if request.lambda.is_some() && !request.aux.is_empty() && request.aux.iter().all(|aux| aux.lambda.is_some()) {
+            return unused("--lambda", "every --aux has a lambda of its own");
+        }
+        if request.aux_root != RootChoice::Auto && request.aux.is_empty() {
+            return unused("--aux-root", no_aux);
+        }
+        if request.aux_pattern.is_some() && request.aux.is_empty() {
+            return unused("--aux-pattern", no_aux);
+        }
+        if request.depth_mismatch == DepthMismatch::First && request.aux.is_empty() {
+            return unused("--depth-mismatch", no_aux);
+        }
+        Ok(())
     }
 
     fn layout(&self, plan: &Plan, provenance: Option<&Value>) -> Result<Layout> {

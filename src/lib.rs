@@ -29,6 +29,7 @@
 //! | [`MAX_TENSORS`], [`MAX_NAME_BYTES`], [`MAX_ALL_NAMES_BYTES`] | tensors and their names |
 //! | [`MAX_HEADER_BYTES`] | bytes of a safetensors header |
 //! | [`MAX_INFLATED_BYTES`] | bytes of a deflated storage, expanded |
+//! | [`tensor::MAX_DIMENSIONS`] | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] | logical bytes of a view that repeats its elements |
 //!
 //! # What is written
@@ -36,7 +37,7 @@
 //!
 //! # Arithmetic
 //! float32 and float64 folds are bit-identical to PyTorch's eager `W + lambda * A`: multiply, then add, lambda rounded to
-//! the type first. float16 and bfloat16 are computed in float32 and rounded once, to nearest even. If any tensor of a
+//! the type first. float16 and bfloat16 are computed in float32 and rounded once, to nearest even. If any weight of a
 //! layer is float64, that layer is computed in float64. A lambda of 0 leaves a weight as it is, byte for byte.
 //!
 //! # Features

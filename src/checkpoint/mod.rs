@@ -41,7 +41,7 @@ pub enum TensorProblem {
         found: u64,
     },
     /// Two tensors have the same full name.
-    #[error("two tensors have this name; choose one of the roots with --root")]
+    #[error("two tensors have this full name; choose a part of the file that holds it once")]
     DuplicateName,
 }
 

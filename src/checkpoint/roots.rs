@@ -56,13 +56,15 @@ pub enum RootProblem {
     #[error("it holds no tensors")]
     NoTensors,
     /// The file holds tensors, but in no mapping by name.
-    #[error("its tensors are in no dictionary by name; --root '' takes all of them by their full paths")]
+    #[error(
+        "its tensors are in no dictionary by name; --root '' (--aux-root for an auxiliary) takes all by their full paths"
+    )]
     NoMapping,
     /// Several roots could hold the model.
-    #[error("several parts of it could be the model; choose one with --root:\n{}", Listing(.0))]
+    #[error("several parts of it could be the model; choose one with --root (--aux-root for an auxiliary):\n{}", Listing(.0))]
     Ambiguous(Vec<Root>),
     /// Only averaged weights are there.
-    #[error("it holds averaged (EMA) weights only, which are never taken silently; to take them:\n{}", Listing(.0))]
+    #[error("it holds averaged (EMA) weights only, which are never taken silently; name them with --root (--aux-root for an auxiliary):\n{}", Listing(.0))]
     OnlyEma(Vec<Root>),
     /// There is no such root.
     #[error("it has nothing at {path:?}; what there is:\n{}", Listing(.roots))]
@@ -81,7 +83,7 @@ impl fmt::Display for Listing<'_> {
         for (i, root) in self.0.iter().enumerate() {
             let newline = if i == 0 { "" } else { "\n" };
             let tensors = if root.tensors == 1 { "tensor" } else { "tensors" };
-            write!(f, "{newline}  --root '{}'  ({} {tensors})", root.path, root.tensors)?;
+            write!(f, "{newline}  '{}'  ({} {tensors})", root.path.escape_debug(), root.tensors)?;
         }
         Ok(())
     }

@@ -7,12 +7,15 @@ use crate::container::{Tree, Value, ValueId};
 /// The largest number of values that are shown; what goes beyond is replaced by `"..."`.
 pub const MAX_VALUES_SHOWN: usize = 10_000;
 
+/// The largest number of bytes of text that are shown, all values together.
+const MAX_TEXT_SHOWN: usize = 4 << 20;
+
 /// The deepest nesting shown.
 const MAX_SHOWN_DEPTH: usize = 32;
 
 /// The values of the tree by key. A file whose top is no mapping has one entry, `value`.
 pub(super) fn of(tree: &Tree) -> Map<String, Json> {
-    let mut render = Render { tree, left: MAX_VALUES_SHOWN };
+    let mut render = Render { tree, left: MAX_VALUES_SHOWN, text: MAX_TEXT_SHOWN };
     match render.json(tree.root, 0) {
         Some(Json::Object(object)) => object,
         Some(other) => Map::from_iter([("value".to_owned(), other)]),
@@ -23,6 +26,7 @@ pub(super) fn of(tree: &Tree) -> Map<String, Json> {
 struct Render<'t> {
     tree: &'t Tree,
     left: usize,
+    text: usize,
 }
 
 impl Render<'_> {
@@ -45,10 +49,14 @@ impl Render<'_> {
             Value::BigInt(bytes) => json!(format!("integer of {} bytes", bytes.len())),
             Value::Float(x) if x.is_finite() => json!(x),
             Value::Float(x) => json!(x.to_string()),
-            Value::Str(text) => json!(text),
+            Value::Str(text) => self.text(text),
+            Value::Name(name) => {
+                let name = self.text(name);
+                json!({"__class__": name})
+            }
             Value::Bytes(bytes) => json!(format!("{} bytes", bytes.len())),
             Value::List(items) | Value::Set(items) => {
-                let shown: Vec<Json> = items.iter().filter_map(|&item| self.json(item, depth + 1)).collect();
+                let shown = self.list(items, depth);
                 if shown.is_empty() && !items.is_empty() {
                     return None;
                 }
@@ -64,8 +72,8 @@ impl Render<'_> {
             }
             Value::Object(found) => {
                 let mut object = Map::new();
-                object.insert("__class__".into(), json!(found.class));
-                let args: Vec<Json> = found.args.iter().filter_map(|&arg| self.json(arg, depth + 1)).collect();
+                object.insert("__class__".into(), self.text(&found.class));
+                let args = self.list(&found.args, depth);
                 if !args.is_empty() {
                     object.insert("__args__".into(), Json::Array(args));
                 }
@@ -79,7 +87,7 @@ impl Render<'_> {
                         }
                     }
                 }
-                let items: Vec<Json> = found.items.iter().filter_map(|&item| self.json(item, depth + 1)).collect();
+                let items = self.list(&found.items, depth);
                 if !items.is_empty() {
                     object.insert("__items__".into(), Json::Array(items));
                 }
@@ -89,6 +97,29 @@ impl Render<'_> {
         })
     }
 
+    /// A text, as long as there is room for it.
+    fn text(&mut self, text: &str) -> Json {
+        if text.len() > self.text {
+            self.text = 0;
+            return json!("...");
+        }
+        self.text -= text.len();
+        json!(text)
+    }
+
+    /// The values of a list that are no tensors, as long as there is room for them.
+    fn list(&mut self, items: &[ValueId], depth: usize) -> Vec<Json> {
+        let mut shown = Vec::new();
+        for &item in items {
+            shown.extend(self.json(item, depth + 1));
+            if self.left == 0 {
+                shown.push(json!("..."));
+                break;
+            }
+        }
+        shown
+    }
+
     fn entries(&mut self, entries: &[(ValueId, ValueId)], object: &mut Map<String, Json>, depth: usize) {
         for &(key, value) in entries {
             if self.left == 0 {
@@ -96,7 +127,12 @@ impl Render<'_> {
                 return;
             }
             if let Some(value) = self.json(value, depth + 1) {
-                object.insert(self.tree.key_text(key), value);
+                let key = self.tree.key_text(key);
+                self.text = self.text.saturating_sub(key.len());
+                object.insert(key, value);
+                if self.text == 0 {
+                    self.left = 0;
+                }
             }
         }
     }

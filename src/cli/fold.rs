@@ -1,6 +1,7 @@
 //! `fold`: `W + lambda * W'` into a drop-in checkpoint.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -39,7 +40,7 @@ pub(super) struct Args {
 
     /// An auxiliary checkpoint, with its own lambda if need be; several are folded from left to right
     #[arg(long, value_name = "FILE[=LAMBDA]")]
-    aux: Vec<String>,
+    aux: Vec<OsString>,
 
     /// The file to write: .pth (also .pt, .bin, .ckpt) or .safetensors
     #[arg(short, long, value_name = "FILE")]
@@ -143,7 +144,7 @@ fn layer_kind(text: &str) -> Result<LayerKind, String> {
 }
 
 fn block_set(text: &str) -> Result<BlockSet, String> {
-    BlockSet::parse(text).ok_or_else(|| "write blocks as numbers and ranges: 0-5,8".to_owned())
+    BlockSet::parse(text).ok_or_else(|| "write blocks as numbers and ranges of up to 4096: 0-5,8".to_owned())
 }
 
 fn dtype(text: &str) -> Result<DType, String> {
@@ -156,11 +157,10 @@ fn selector(text: &str) -> Result<Selector, String> {
 }
 
 /// `FILE` or `FILE=LAMBDA`; a file whose name holds `=` is taken as it is if it exists.
-fn aux(text: &str) -> Result<AuxRequest> {
+fn aux(text: &OsStr) -> Result<AuxRequest> {
     let whole = AuxRequest { path: text.into(), lambda: None };
-    if whole.path.exists() {
-        return Ok(whole);
-    }
+    // A name that is not UTF-8 is taken as it is.
+    let Some(text) = text.to_str().filter(|_| !whole.path.exists()) else { return Ok(whole) };
     let Some(first) = text.find('=') else { return Ok(whole) };
     let lambdas = text.match_indices('=').filter_map(|(at, _)| {
         Some(AuxRequest { path: text[..at].into(), lambda: Some(LambdaSpec::parse(&text[at + 1..]).ok()?) })
@@ -211,6 +211,12 @@ fn request(args: &Args) -> Result<FoldRequest> {
     request.force = args.force;
     request.metadata = !args.no_metadata;
     request.sidecar = args.report;
+    if let Some(path) = args.lambda_file.as_ref().filter(|_| args.report)
+        && let (Ok(lambdas), Ok(report)) = (path.canonicalize(), request.sidecar_path().canonicalize())
+        && lambdas == report
+    {
+        bail!("--report would replace the lambda file {}; give the output another name", path.display());
+    }
     Ok(request)
 }
 
@@ -223,7 +229,7 @@ fn lambda_file(path: &Path) -> Result<LambdaSpec> {
     }
     let text = std::fs::read(path).map_err(io)?;
     let problem = |problem| Error::LambdaFile { path: path.to_owned(), problem };
-    Ok(LambdaSpec::from_json(&String::from_utf8_lossy(&text)).map_err(problem)?)
+    Ok(LambdaSpec::from_json(&path.display().to_string(), &String::from_utf8_lossy(&text)).map_err(problem)?)
 }
 
 pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
@@ -339,13 +345,25 @@ fn summary(fold: &PlannedFold<'_>, verb: &str, printer: &mut Printer) -> Result<
     if biases > 0 {
         text += &format!(", and {}", if biases == 1 { "1 bias".to_owned() } else { format!("{biases} biases") });
     }
-    let copied = plan.outputs.len() - plan.folded.iter().filter(|f| f.changes()).count();
-    text += &format!("; {} kept as they are", counted(copied, "tensor"));
+    let unchanged = plan.folded.iter().filter(|f| !f.changes()).count();
+    if unchanged > 0 {
+        text += &format!(" ({unchanged} of them with a lambda of 0, which changes nothing)");
+    }
+    let copied = plan.outputs.len() - plan.folded.len();
+    text += &match copied {
+        1 => "; 1 tensor kept as it is".to_owned(),
+        _ => format!("; {} kept as they are", counted(copied, "tensor")),
+    };
     if let Some(dtype) = fold.request().dtype {
         text += &format!(" but for the cast to {dtype}");
     }
-    if !plan.dropped.is_empty() {
-        text += &format!("; {} left out, now in the weights", counted(plan.dropped.len(), "pathway tensor"));
+    let merged = plan.dropped.iter().filter(|dropped| dropped.folded).count();
+    if merged > 0 {
+        text += &format!("; {} left out, now in the weights", counted(merged, "pathway tensor"));
+    }
+    if plan.dropped.len() > merged {
+        let lost = counted(plan.dropped.len() - merged, "pathway tensor");
+        text += &format!("; {lost} of layers that are not folded left out, not in any weight");
     }
     printer.line(text + ".")?;
     Ok(())
@@ -375,8 +393,11 @@ fn report(fold: &PlannedFold<'_>, done: &FoldReport, printer: &mut Printer) -> R
     for ((kind, bias), (count, lambdas, norms)) in norms_by_kind(fold, done) {
         let low = lambdas.iter().copied().fold(f64::INFINITY, f64::min);
         let high = lambdas.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let range = match low.total_cmp(&high) {
-            std::cmp::Ordering::Equal => significant(low, 4),
+        let mut values = lambdas;
+        values.dedup();
+        let range = match values.as_slice() {
+            [one] => significant(*one, 4),
+            _ if fold.aux().len() > 1 => format!("{} to {}", significant(low, 4), significant(high, 4)),
             _ => format!("{} .. {}", significant(low, 4), significant(high, 4)),
         };
         let change = relative(norms).map_or("-".to_owned(), |r| format!("{}%", significant(r * 100.0, 3)));

@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment};
-use m2pt_surgery::tensor::{Stats, sha256, shape_text};
+use m2pt_surgery::tensor::{Stats, decode_f64, sha256, shape_text};
 use m2pt_surgery::{
-    Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, Progress, Recognised,
-    RootChoice, RootProblem, StateDict, TensorSpec,
+    Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, MatchProblem, Progress,
+    Recognised, RootChoice, RootProblem, StateDict, TensorSpec,
 };
 use regex::Regex;
 use serde_json::{Value, json};
@@ -89,8 +89,14 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let tensors = select(args, &checkpoint, printer)?;
     let specs = tensors.as_ref().map_or(&[][..], StateDict::specs);
     let family = Family::recognise(specs);
-    let layers =
-        family.as_ref().and_then(|r| Layers::find(specs, r.family.selector(), Flags::TARGET).ok()).unwrap_or_default();
+    let layers = match family.as_ref().map(|r| Layers::find(specs, r.family.selector(), Flags::TARGET)) {
+        Some(Ok(layers)) => layers,
+        Some(Err(MatchProblem::Nothing { .. })) | None => Layers::default(),
+        Some(Err(problem)) => {
+            printer.note(&problem.to_string());
+            Layers::default()
+        }
+    };
     let architecture = Architecture::guess(specs, &layers);
     let learned = match &tensors {
         Some(tensors) if args.lambdas || args.json => learned(tensors, &layers)?,
@@ -122,7 +128,10 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     header(&checkpoint, tensors.as_ref(), family.as_ref(), architecture.as_ref(), printer)?;
     if args.lambdas {
         if learned.is_empty() {
-            printer.line("No learned lambdas: this is no trained pathway.")?;
+            printer.line(match layers.learned() {
+                0 => "No learned lambdas: no layer has a cross_modal_scale.",
+                _ => "No learned lambdas: the layers' cross_modal_scale are not one number each.",
+            })?;
         } else {
             printer.table(&lambdas::table(&learned, printer))?;
         }
@@ -193,11 +202,12 @@ fn list<'s>(
 fn learned(tensors: &StateDict<'_>, layers: &Layers) -> Result<BTreeMap<LayerId, f64>> {
     let mut found = BTreeMap::new();
     for layer in layers.as_slice() {
-        let Some(scale) = layer.scale else { continue };
+        let Some(scale) = layer.scale.filter(|&scale| tensors.specs()[scale].numel() == 1) else { continue };
         let data = tensors.tensor(scale)?;
         let mut value = Vec::new();
-        m2pt_surgery::tensor::decode_f64(data.dtype(), &data.view().to_vec(), &mut value)?;
-        if let &[value] = value.as_slice() {
+        if decode_f64(data.dtype(), &data.view().to_vec(), &mut value).is_ok()
+            && let &[value] = value.as_slice()
+        {
             found.insert(layer.id, value);
         }
     }

@@ -24,7 +24,11 @@ pub(super) fn table(lambdas: &BTreeMap<LayerId, f64>, printer: &Printer) -> Tabl
                 None => Cell::new(""),
                 Some(&lambda) => {
                     let colour = if lambda < 0.0 { Color::Blue } else { Color::Yellow };
-                    Cell::new(format!("{lambda:+.4} {}", bar(lambda.abs() / largest))).fg(colour)
+                    let number = match lambda.abs() {
+                        tiny if tiny > 0.0 && tiny < 1e-4 => format!("{lambda:+.0e}"),
+                        _ => format!("{lambda:+.4}"),
+                    };
+                    Cell::new(format!("{number:<7} {}", bar(lambda.abs() / largest))).fg(colour)
                 }
             });
         }

@@ -56,9 +56,13 @@ pub(super) fn shortened(text: &str, width: usize) -> String {
     text.chars().take(width.saturating_sub(1)).chain(['…']).collect()
 }
 
-/// Control characters made visible, so that a name or value from a file cannot steer the terminal.
+/// Control characters, and those that change the direction of text, made visible, so that a name or value from a file
+/// cannot steer the terminal.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
+    let steers = |c: char| {
+        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    text.chars().flat_map(|c| if steers(c) { c.escape_default().collect::<Vec<_>>() } else { vec![c] }).collect()
 }
 
 #[cfg(test)]
@@ -79,6 +83,6 @@ mod tests {
         assert_eq!(significant(1e-9, 3), "1.00e-9");
         assert_eq!(significant(123_456.0, 3), "123456");
         assert_eq!(shortened("abcdef", 4), "abc…");
-        assert_eq!(printable("a\x1b[31m"), "a\\u{1b}[31m");
+        assert_eq!(printable("a\x1b[31m\u{202e}"), "a\\u{1b}[31m\\u{202e}");
     }
 }

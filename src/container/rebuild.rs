@@ -3,7 +3,9 @@
 //! Follows `torch/_utils.py` (`_rebuild_tensor`, `_rebuild_tensor_v2`, `_rebuild_tensor_v3`, `_rebuild_parameter`,
 //! `_rebuild_parameter_with_state`) and `torch/_tensor.py` (`_rebuild_from_type_v2`).
 
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{Object, StoredTensor, Tree, Value};
 use crate::pickle::{self, Node, NodeId, Pickle};
@@ -35,11 +37,14 @@ pub enum RebuildProblem {
         /// PyTorch's method that makes it an ordinary tensor.
         resolve: &'static str,
     },
+    /// A tensor has other tensors as attributes, which have no name of their own.
+    #[error("a tensor carries other tensors as attributes: save them under names of their own in PyTorch")]
+    Attributes,
     /// A storage class that is not known.
-    #[error("the storage type {0} is unknown")]
+    #[error("the storage type {0} is unknown; load the file in PyTorch and save it again")]
     StorageClass(String),
     /// The same storage is declared with two sizes.
-    #[error("storage {0:?} is declared with two different sizes")]
+    #[error("storage {0:?} is declared with two different sizes: the file is damaged, get it again")]
     StorageSize(String),
     /// The object graph nests tensors in tensors without end.
     #[error("a tensor contains itself")]
@@ -70,6 +75,8 @@ pub(super) fn rebuild(pickle: &Pickle) -> Result<Rebuilt, (u64, RebuildProblem)>
         values: vec![Value::None; pickle.len()],
         tensors: Vec::new(),
         by_node: HashMap::new(),
+        names: HashMap::new(),
+        searched: Cell::new(0),
         storages: Vec::new(),
         by_key: HashMap::new(),
     };
@@ -91,6 +98,10 @@ struct Builder<'p> {
     values: Vec<Value>,
     tensors: Vec<StoredTensor>,
     by_node: HashMap<NodeId, usize>,
+    /// The full names of globals, each made once.
+    names: HashMap<NodeId, Arc<str>>,
+    /// Values looked at in search of tensors.
+    searched: Cell<usize>,
     storages: Vec<DeclaredStorage>,
     by_key: HashMap<String, usize>,
 }
@@ -106,17 +117,7 @@ impl<'p> Builder<'p> {
                 continue;
             }
             order.push(id);
-            match self.pickle.node(id) {
-                Node::Tuple(items) | Node::FrozenSet(items) => todo.extend(items.iter().rev()),
-                Node::List(items) | Node::Set(items) => todo.extend(items.iter().rev()),
-                Node::Dict(pairs) => todo.extend(pairs.iter().rev().flat_map(|&(k, v)| [v, k])),
-                Node::Object(object) => {
-                    todo.extend(object.entries.iter().rev().flat_map(|&(k, v)| [v, k]));
-                    todo.extend(object.items.iter().chain(&object.state).chain(&object.kwargs).rev());
-                    todo.push(object.args);
-                }
-                _ => {}
-            }
+            below(self.pickle.node(id), &mut todo);
         }
         for id in order {
             self.values[id.index()] = self.value(id)?;
@@ -139,40 +140,37 @@ impl<'p> Builder<'p> {
             Node::Set(items) => Value::Set(indices(items)),
             Node::FrozenSet(items) => Value::Set(indices(items)),
             Node::Dict(pairs) => Value::Map(pairs.iter().map(|&(k, v)| (index(k), index(v))).collect()),
-            Node::Global { module, name } => plain(format!("{module}.{name}")),
-            Node::Persistent(key) => plain(match self.storage_of(id, *key) {
-                Ok((_, storage)) => format!("torch storage {:?}", self.storages[storage].key),
-                Err(_) => "persistent id".into(),
-            }),
-            Node::Extension(code) => plain(format!("copyreg extension {code}")),
-            Node::Buffer(number) => plain(format!("out-of-band buffer {number}")),
+            Node::Global { .. } => Value::Name(self.name(id)),
+            Node::Persistent(_) => Value::Name("torch storage".into()),
+            Node::Extension(code) => Value::Name(format!("copyreg extension {code}").into()),
+            Node::Buffer(number) => Value::Name(format!("out-of-band buffer {number}").into()),
             Node::Object(object) => self.object(id, object)?,
         })
+    }
+
+    /// The full name of a global, or what the value is if it is none.
+    fn name(&mut self, id: NodeId) -> Arc<str> {
+        let pickle = self.pickle;
+        let full = || match pickle.global(id) {
+            Some((module, name)) => format!("{module}.{name}").into(),
+            None => pickle.node(id).kind().into(),
+        };
+        self.names.entry(id).or_insert_with(full).clone()
     }
 
     fn object(&mut self, id: NodeId, object: &pickle::Object) -> Fallible<Value> {
         let pickle = self.pickle;
         let entries = || object.entries.iter().map(|&(k, v)| (index(k), index(v))).collect::<Vec<_>>();
         let args = pickle.sequence(object.args).unwrap_or(&[]);
-        let name = match pickle.global(object.callable) {
-            Some((module, name)) => format!("{module}.{name}"),
-            None => pickle.node(object.callable).kind().to_owned(),
-        };
-        match name.as_str() {
-            "collections.OrderedDict"
-            | "collections.defaultdict"
-            | "collections.Counter"
-            | "builtins.dict"
-            | "__builtin__.dict" => {
-                let mut pairs = Vec::new();
-                // Python 2 pickled an OrderedDict with a list of [key, value] as its argument.
-                if let Some(list) = args.first().and_then(|&list| pickle.sequence(list)) {
-                    for &pair in list {
-                        if let Some(&[key, value]) = pickle.sequence(pair) {
-                            pairs.push((index(key), index(value)));
-                        }
-                    }
-                }
+        let name = self.name(object.callable);
+        let wrong = |what| (id, RebuildProblem::Arguments { function: name.to_string(), what });
+        match &*name {
+            "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" | "builtins.dict"
+            | "__builtin__.dict"
+                // Attributes (`_metadata` of a state_dict) hold no tensors in honest files; if they do, they are shown.
+                if !object.state.iter().any(|&state| self.holds_tensor(state)) =>
+            {
+                let mut pairs = self.initial_pairs(args).ok_or_else(|| wrong("they are no pairs"))?;
                 pairs.extend(entries());
                 return Ok(Value::Map(pairs));
             }
@@ -187,12 +185,16 @@ impl<'p> Builder<'p> {
                 }
             }
             "torch.Size" => {
-                return Ok(Value::List(args.first().map_or(vec![], |&a| indices(pickle.sequence(a).unwrap_or(&[])))));
+                let sizes = args.first().and_then(|&sizes| pickle.sequence(sizes));
+                return Ok(Value::List(indices(sizes.unwrap_or(&[]))));
             }
             _ => {}
         }
         if is_rebuild(&name) {
             return self.tensor(id, 0).map(Value::Tensor);
+        }
+        if is_tensor_class(&name) {
+            return Err((id, RebuildProblem::Unsupported { function: name.to_string() }));
         }
         let mut args = indices(args);
         args.extend(object.kwargs.map(index));
@@ -203,6 +205,51 @@ impl<'p> Builder<'p> {
             items: indices(&object.items),
             entries: entries(),
         })))
+    }
+
+    /// What a dictionary is made with: nothing, another dictionary, or a list of pairs (as Python 2 pickled an
+    /// OrderedDict); a defaultdict's factory comes before it.
+    fn initial_pairs(&self, args: &[NodeId]) -> Option<Vec<(u32, u32)>> {
+        let mut pairs = Vec::new();
+        for &arg in args {
+            match self.pickle.node(arg) {
+                Node::None | Node::Global { .. } => {}
+                Node::Dict(entries) => pairs.extend(entries.iter().map(|&(k, v)| (index(k), index(v)))),
+                _ => {
+                    for &pair in self.pickle.sequence(arg)? {
+                        let &[key, value] = self.pickle.sequence(pair)? else { return None };
+                        pairs.push((index(key), index(value)));
+                    }
+                }
+            }
+        }
+        Some(pairs)
+    }
+
+    /// Whether PyTorch would make a tensor of anything below that value. All searches of a file together look at no more
+    /// values than the pickle may have; past that the answer is yes, so that such a file is refused.
+    fn holds_tensor(&self, id: NodeId) -> bool {
+        let mut seen = std::collections::HashSet::new();
+        let mut todo = vec![id];
+        while let Some(id) = todo.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            self.searched.set(self.searched.get() + 1);
+            if self.searched.get() > pickle::MAX_NODES {
+                return true;
+            }
+            if let Node::Object(object) = self.pickle.node(id)
+                && let Some((module, name)) = self.pickle.global(object.callable)
+            {
+                let name = format!("{module}.{name}");
+                if is_rebuild(&name) || is_tensor_class(&name) {
+                    return true;
+                }
+            }
+            below(self.pickle.node(id), &mut todo);
+        }
+        false
     }
 
     /// The tensor that the call `id` would rebuild.
@@ -220,6 +267,10 @@ impl<'p> Builder<'p> {
             let what = "a tensor was expected";
             return Err((id, RebuildProblem::Arguments { function: "torch._utils._rebuild_parameter".into(), what }));
         };
+        if !(object.state.is_empty() && object.items.is_empty() && object.entries.is_empty()) {
+            let (function, what) = (self.name(object.callable).to_string(), "the tensor is changed after it is made");
+            return Err((id, RebuildProblem::Arguments { function, what }));
+        }
         let tensor = self.call(id, object.callable, object.args, depth)?;
         self.by_node.insert(id, tensor);
         Ok(tensor)
@@ -233,8 +284,16 @@ impl<'p> Builder<'p> {
         let wrong = |what| (id, RebuildProblem::Arguments { function: full.clone(), what });
         let args = pickle.sequence(args).ok_or_else(|| wrong("they are no tuple"))?;
         match (function, args) {
-            ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[data, ..]) => self.tensor(data, depth + 1),
-            ("_rebuild_from_type_v2", &[inner, _, inner_args, ..]) => {
+            ("_rebuild_parameter" | "_rebuild_parameter_with_state", &[data, ref rest @ ..]) => {
+                if rest.iter().any(|&part| self.holds_tensor(part)) {
+                    return Err((id, RebuildProblem::Attributes));
+                }
+                self.tensor(data, depth + 1)
+            }
+            ("_rebuild_from_type_v2", &[inner, _, inner_args, ref state @ ..]) => {
+                if state.iter().any(|&part| self.holds_tensor(part)) {
+                    return Err((id, RebuildProblem::Attributes));
+                }
                 if depth > 4 || !pickle.global(inner).is_some_and(|(m, n)| is_rebuild(&format!("{m}.{n}"))) {
                     return Err((id, RebuildProblem::Unsupported { function: full }));
                 }
@@ -266,9 +325,18 @@ impl<'p> Builder<'p> {
     fn check_marks(&self, metadata: Option<NodeId>) -> Fallible<()> {
         let Some(id) = metadata else { return Ok(()) };
         let entries = match self.pickle.node(id) {
+            Node::None => return Ok(()),
             Node::Dict(entries) => entries,
-            Node::Object(object) => &object.entries,
-            _ => return Ok(()),
+            Node::Object(object)
+                if self.pickle.global(object.callable) == Some(("collections", "OrderedDict"))
+                    && self.pickle.sequence(object.args).is_some_and(<[_]>::is_empty) =>
+            {
+                &object.entries
+            }
+            _ => {
+                let (function, what) = ("torch._utils._rebuild_tensor_v2".into(), "the metadata is no dictionary");
+                return Err((id, RebuildProblem::Arguments { function, what }));
+            }
         };
         for &(key, value) in entries {
             let off = matches!(self.pickle.node(value), Node::Bool(false) | Node::None);
@@ -353,9 +421,25 @@ impl<'p> Builder<'p> {
     }
 }
 
-/// A value of which there is nothing but a name to show.
-fn plain(class: String) -> Value {
-    Value::Object(Box::new(Object { class, ..Object::default() }))
+/// Pushes the values directly below a value, so that they are popped in order.
+fn below(node: &Node, todo: &mut Vec<NodeId>) {
+    match node {
+        Node::Tuple(items) | Node::FrozenSet(items) => todo.extend(items.iter().rev()),
+        Node::List(items) | Node::Set(items) => todo.extend(items.iter().rev()),
+        Node::Dict(pairs) => todo.extend(pairs.iter().rev().flat_map(|&(k, v)| [v, k])),
+        Node::Object(object) => {
+            todo.extend(object.entries.iter().rev().flat_map(|&(k, v)| [v, k]));
+            todo.extend(object.items.iter().chain(&object.state).chain(&object.kwargs).rev());
+            todo.push(object.args);
+        }
+        _ => {}
+    }
+}
+
+/// Classes of which Python would make a tensor by other ways than a rebuild function.
+fn is_tensor_class(name: &str) -> bool {
+    matches!(name, "torch.Tensor" | "torch._tensor.Tensor" | "torch.nn.parameter.Parameter" | "torch.nn.Parameter")
+        || name.strip_prefix("torch.").is_some_and(|rest| !rest.contains('.') && rest.ends_with("Tensor"))
 }
 
 /// Whether PyTorch would make a tensor by calling that function.

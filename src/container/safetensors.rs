@@ -35,7 +35,7 @@ pub enum SafetensorsProblem {
         reason: String,
     },
     /// A tensor has an element type that is not known here.
-    #[error("tensor {tensor:?} has the unknown type {dtype:?}")]
+    #[error("tensor {tensor:?} has the type {dtype:?}, which is not known here; save it as another type")]
     UnknownType {
         /// The tensor's name.
         tensor: String,
@@ -63,7 +63,7 @@ pub enum SafetensorsProblem {
         found: u64,
     },
     /// The data is shorter or longer than the tensors.
-    #[error("its tensors take {expected} bytes of data, but the file has {found}: {}", if found < expected { "it was cut off; download or copy it again" } else { "something was appended to it" })]
+    #[error("its tensors take {expected} bytes of data, but the file has {found}: {}", if found < expected { "it was cut off; download or copy it again" } else { "something was appended to it; get it again" })]
     DataLength {
         /// Bytes that all tensors take.
         expected: u64,

@@ -1,6 +1,7 @@
 //! What a file holds besides tensor data: an inert tree of values, and a walk that finds every tensor in it.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// The deepest nesting of values that is walked.
 pub const MAX_DEPTH: usize = 128;
@@ -34,15 +35,17 @@ pub(crate) enum Value {
     Map(Vec<(ValueId, ValueId)>),
     /// The tensor with that number in the file.
     Tensor(usize),
+    /// Something of which there is nothing but a name to show: a class, a function, a storage.
+    Name(Arc<str>),
     /// Anything that Python would have to call something for.
     Object(Box<Object>),
 }
 
 /// An object of a class that this crate does not interpret.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Object {
     /// `module.Class`, or what else stands in its place.
-    pub(crate) class: String,
+    pub(crate) class: Arc<str>,
     pub(crate) args: Vec<ValueId>,
     pub(crate) state: Vec<ValueId>,
     pub(crate) items: Vec<ValueId>,
@@ -194,8 +197,13 @@ impl Walk<'_> {
             return Ok(());
         }
         let length = path.len();
-        for (key, value) in pairs.into_iter().flatten() {
+        for (number, (key, value)) in pairs.into_iter().flatten().enumerate() {
             let text = matches!(tree.value(*key), Value::Str(_));
+            if matches!(tree.value(*key), Value::Tensor(_) | Value::List(_) | Value::Set(_) | Value::Object(_)) {
+                push(path, &format!("<key {number}>"));
+                self.visit(*key, path, length, false, depth + 1)?;
+                path.truncate(length);
+            }
             push(path, &tree.key_text(*key));
             self.visit(*value, path, length, named && text, depth + 1)?;
             path.truncate(length);

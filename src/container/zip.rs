@@ -312,7 +312,7 @@ impl Entry {
             out.reserve(missing.min(STEP) + 1);
             let before = (machine.total_in(), machine.total_out());
             let status = machine
-                .decompress_vec(&packed[before.0 as usize..], &mut out, FlushDecompress::Finish)
+                .decompress_vec(&packed[before.0 as usize..], &mut out, FlushDecompress::None)
                 .map_err(|_| wrong("its compressed data is damaged"))?;
             if out.len() > size {
                 return Err(wrong("it expands to more bytes than the directory says"));

@@ -39,6 +39,22 @@ fn stored_and_deflated_entries_are_found() {
 }
 
 #[test]
+fn entries_larger_than_a_step_are_inflated() {
+    // Bytes that deflate leaves about as they are, and bytes that it makes very small.
+    let noise: Vec<u8> = (0..3_000_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for data in [noise, vec![0; 5 << 20], vec![1; 1 << 20]] {
+        let file = archive(&[("a/x", &data, CompressionMethod::Deflated)]);
+        let entries = read(&file).unwrap();
+        assert!(entries[0].inflate(&file, 1 << 30).unwrap() == data);
+        for cut in [1, 100] {
+            let mut short = entries[0].clone();
+            short.data.end -= cut;
+            assert!(short.inflate(&file, 1 << 30).is_err());
+        }
+    }
+}
+
+#[test]
 fn rejects_every_truncation() {
     let file = two();
     for end in 0..file.len() {

@@ -5,7 +5,7 @@ mod kernels;
 use crate::checkpoint::{StateDict, TensorData, TensorProblem};
 use crate::error::{Error, NonFiniteOrigin, Result};
 use crate::plan::{Plan, Source, Step, TensorRef};
-use crate::tensor::DType;
+use crate::tensor::{DType, TensorView};
 use crate::write::Sink;
 
 use kernels::Real;
@@ -162,7 +162,7 @@ impl<'r> Runner<'r> {
         let mut first = 0;
         while first < view.numel() {
             let count = PIECE.min(view.numel() - first);
-            let mut load = |view: &crate::tensor::TensorView<'_>, into: &mut Vec<T>| {
+            let mut load = |view: &TensorView<'_>, into: &mut Vec<T>| {
                 into.clear();
                 let size = view.dtype().size();
                 if let Some(bytes) = view.as_bytes() {
@@ -203,25 +203,30 @@ impl<'r> Runner<'r> {
     }
 
     /// The error that says which input a value of the output `name` that is not finite comes from.
-    fn non_finite(&self, output: &str) -> Result<Error> {
-        let tensor = output.to_owned();
-        let name = |tensor: TensorRef| {
-            let input = &self.inputs[tensor.input];
-            let spec = &input.specs()[tensor.tensor];
-            let name = if matches!(self.step.source, Source::Run { .. }) { output } else { &spec.name };
-            (input.checkpoint().path().to_owned(), name.to_owned())
+    fn non_finite(&self, name: &str) -> Result<Error> {
+        let tensor = name.to_owned();
+        let from = |input: usize, source: &str| {
+            let (path, tensor) = (self.inputs[input].checkpoint().path().to_owned(), tensor.clone());
+            Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Input { path, tensor: source.to_owned() } })
         };
-        let sources = std::iter::once(self.step.source.tensor()).chain(self.step.terms.iter().map(|t| t.source));
-        for source in sources {
-            let data = self.read(source)?;
-            let view = data.view();
+        let holds = |view: &TensorView<'_>| {
             let mut bad = false;
-            view.for_each_piece(&mut Vec::new(), |bytes| {
-                bad |= kernels::has_non_finite(view.dtype(), bytes);
-            });
-            if bad {
-                let (path, source) = name(source);
-                return Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Input { path, tensor: source } });
+            view.for_each_piece(&mut Vec::new(), |bytes| bad |= kernels::has_non_finite(view.dtype(), bytes));
+            bad
+        };
+        if let Source::Run { tensor: source, .. } = self.step.source {
+            let data = self.source()?;
+            let output = self.plan.outputs.iter().find(|output| output.step == self.index && output.spec.name == name);
+            let view = output.and_then(|o| data.reshaped(&o.spec.shape, &o.strides, o.offset).ok());
+            if view.is_some_and(|view| holds(&view)) {
+                return from(source.input, name);
+            }
+        } else {
+            let sources = std::iter::once(self.step.source.tensor()).chain(self.step.terms.iter().map(|t| t.source));
+            for source in sources {
+                if holds(&self.read(source)?.view()) {
+                    return from(source.input, &self.inputs[source.input].specs()[source.tensor].name);
+                }
             }
         }
         Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Overflow { dtype: self.step.dtype } })

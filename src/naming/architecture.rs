@@ -68,7 +68,8 @@ impl Architecture {
 impl fmt::Display for Architecture {
     /// For example `ViT: 6 blocks x 64, patch 4, 64+1 positions, 10 classes; pathway with 24 lambdas`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ViT: {} blocks x {}", self.depth, self.width)?;
+        let plural = |n: usize| if n == 1 { "" } else { "s" };
+        write!(f, "ViT: {} block{} x {}", self.depth, plural(self.depth), self.width)?;
         match self.patch.as_slice() {
             [] => {}
             [a, rest @ ..] if rest.iter().all(|b| a == b) => write!(f, ", patch {a}")?,
@@ -80,14 +81,15 @@ impl fmt::Display for Architecture {
             None => {}
         }
         if let Some(channels) = self.channels.filter(|&c| c != 3) {
-            write!(f, ", {channels} input {}", if channels == 1 { "channel" } else { "channels" })?;
+            write!(f, ", {channels} input channel{}", plural(channels))?;
         }
         match self.classes {
+            Some(1) => write!(f, ", 1 class")?,
             Some(classes) => write!(f, ", {classes} classes")?,
             None => write!(f, ", no head")?,
         }
         if self.lambdas > 0 {
-            write!(f, "; pathway with {} lambdas", self.lambdas)?;
+            write!(f, "; pathway with {} lambda{}", self.lambdas, plural(self.lambdas))?;
         }
         Ok(())
     }

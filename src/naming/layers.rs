@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{LayerId, Selector};
+use super::{Family, LayerId, Selector};
 use crate::tensor::TensorSpec;
 
 /// The last part of the name of a trained pathway's scale: lambda, shape `[1]`.
@@ -35,9 +35,9 @@ impl Flags {
 pub enum MatchProblem {
     /// No tensor has a name that the pattern matches.
     #[error(
-        "no tensor is named like a linear layer ({pattern}); {}; name the layers with {}, or choose another part of the file \
+        "no tensor is named like a linear layer ({}); {}; name the layers with {}, or choose another part of the file \
          with {}",
-        near_text(.near), flags.pattern, flags.root
+        described(pattern), near_text(.near), flags.pattern, flags.root
     )]
     Nothing {
         /// The pattern.
@@ -67,6 +67,14 @@ pub enum MatchProblem {
         /// The options that help.
         flags: Flags,
     },
+}
+
+/// A pattern as a message names it: in words where it is a family's, since those are long.
+fn described(pattern: &str) -> &str {
+    if Family::all().iter().any(|family| family.selector().pattern() == pattern) {
+        return "blocks.N.attn.qkv, attn.proj, mlp.fc1, mlp.fc2";
+    }
+    pattern
 }
 
 fn near_text(near: &[String]) -> String {
@@ -187,13 +195,13 @@ fn near_misses(specs: &[TensorSpec], pattern: &str) -> Vec<String> {
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_'))
         .collect();
-    let mut names: Vec<String> = Vec::new();
-    for spec in specs.iter().filter(|s| s.shape.len() == 2) {
-        let name = generalise(&spec.name);
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
+    let mut names: Vec<String> = specs
+        .iter()
+        .filter(|s| s.shape.len() == 2)
+        .map(|s| generalise(&s.name))
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect();
     names.sort_by(|a, b| {
         let likeness = |name: &str| strsim::jaro_winkler(name, &literal);
         likeness(b).total_cmp(&likeness(a)).then_with(|| a.cmp(b))

@@ -242,7 +242,7 @@ impl<'a> Machine<'a> {
                 let text = raw_unicode(arg).ok_or(ErrorKind::BadArgument(op.name()))?;
                 self.push(Node::Str(text.into()))
             }
-            Op::BINUNICODE | Op::SHORT_BINUNICODE | Op::BINUNICODE8 => self.push(Node::Str(text(op, arg)?.into())),
+            Op::BINUNICODE | Op::SHORT_BINUNICODE | Op::BINUNICODE8 => self.push(Node::Str(unicode(op, arg)?.into())),
             Op::BINBYTES | Op::SHORT_BINBYTES | Op::BINBYTES8 => self.push(Node::Bytes(arg.into())),
             Op::BYTEARRAY8 => self.push(Node::ByteArray(arg.into())),
             Op::EMPTY_LIST => self.push(Node::List(Vec::new())),
@@ -373,6 +373,30 @@ fn text(op: Op, bytes: &[u8]) -> Step<&str> {
     std::str::from_utf8(bytes).map_err(|_| ErrorKind::NotUtf8(op.name()))
 }
 
+/// UTF-8 text. Python also writes lone surrogates (file names that are not UTF-8); they become the text `\udcXX`.
+fn unicode(op: Op, bytes: &[u8]) -> Step<String> {
+    let mut out = String::new();
+    let mut rest = bytes;
+    loop {
+        match std::str::from_utf8(rest) {
+            Ok(text) => {
+                out.push_str(text);
+                return Ok(out);
+            }
+            Err(error) => {
+                let (valid, invalid) = rest.split_at(error.valid_up_to());
+                out.push_str(&String::from_utf8_lossy(valid));
+                let &[0xed, high @ 0xa0..=0xbf, low @ 0x80..=0xbf, ref tail @ ..] = invalid else {
+                    return Err(ErrorKind::NotUtf8(op.name()));
+                };
+                let code = 0xd000 | u32::from(high & 0x3f) << 6 | u32::from(low & 0x3f);
+                out.push_str(&format!("\\u{code:04x}"));
+                rest = tail;
+            }
+        }
+    }
+}
+
 fn memo_key(op: Op, line: &[u8]) -> Step<u64> {
     text(op, line)?.trim().parse().map_err(|_| ErrorKind::BadArgument(op.name()))
 }
@@ -421,18 +445,21 @@ fn integer_text(op: Op, line: &[u8]) -> Step<Node> {
     if digits.is_empty() || digits.len() > MAX_DIGITS || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(bad);
     }
-    let mut bytes: Vec<u8> = Vec::new();
-    for digit in digits.bytes() {
-        let mut carry = u32::from(digit - b'0');
-        for byte in &mut bytes {
-            let value = u32::from(*byte) * 10 + carry;
-            *byte = value as u8;
-            carry = value >> 8;
+    // Nine digits at a time into limbs of 32 bits.
+    let mut limbs: Vec<u32> = Vec::new();
+    for chunk in digits.as_bytes().chunks(9) {
+        let mut carry = chunk.iter().fold(0u64, |n, digit| n * 10 + u64::from(digit - b'0'));
+        let scale = 10u64.pow(chunk.len() as u32);
+        for limb in &mut limbs {
+            let value = u64::from(*limb) * scale + carry;
+            *limb = value as u32;
+            carry = value >> 32;
         }
         if carry > 0 {
-            bytes.push(carry as u8);
+            limbs.push(carry as u32);
         }
     }
+    let mut bytes: Vec<u8> = limbs.into_iter().flat_map(u32::to_le_bytes).collect();
     bytes.push(0);
     if negative {
         let mut carry = true;

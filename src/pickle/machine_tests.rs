@@ -47,6 +47,21 @@ fn text_and_bytes_are_pythons() {
 }
 
 #[test]
+fn long_integers_are_exact() {
+    // str(3 ** 100), (3 ** 100).to_bytes(20, "little")
+    let three_to_100 = b"L515377520732011331036461129765621272702107522001L\n.";
+    assert_eq!(root(three_to_100), Node::BigInt(hex("d11338cf557d94d675f7415b56683767ca53465a").into()));
+    assert_eq!(root(b"L18446744073709551616L\n."), Node::BigInt([0, 0, 0, 0, 0, 0, 0, 0, 1].into()));
+}
+
+#[test]
+fn lone_surrogates_are_kept_as_text() {
+    // pickle.dumps("a\udce9b", 2) is X 05000000 61 ed b3 a9 62
+    assert_eq!(root(b"X\x05\x00\x00\x00a\xed\xb3\xa9b."), Node::Str("a\\udce9b".into()));
+    assert_eq!(refused(b"X\x01\x00\x00\x00\xff.").1, ErrorKind::NotUtf8("BINUNICODE"));
+}
+
+#[test]
 fn shared_values_stay_shared_and_dictionaries_keep_their_order() {
     // x = [1]; pickle.dumps({"b": x, "a": x}, 4)
     let bytes = hex("80049514000000000000007d94288c0162945d944b01618c0161946802752e");

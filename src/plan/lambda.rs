@@ -102,7 +102,12 @@ pub enum LambdaSpec {
     /// A schedule for each of some kinds of layer; the other kinds are not folded.
     Kinds(BTreeMap<LayerKind, Schedule>),
     /// A value for each of some layers, by module name or `block.kind`; the other layers are not folded.
-    Layers(Vec<(String, f64)>),
+    Layers {
+        /// The file they come from, for messages.
+        file: String,
+        /// The entries, in order.
+        entries: Vec<(String, f64)>,
+    },
 }
 
 impl LambdaSpec {
@@ -127,18 +132,26 @@ impl LambdaSpec {
         Ok(LambdaSpec::Kinds(kinds))
     }
 
-    /// Reads a lambda file: one JSON object of finite numbers by layer, each layer named by its module
+    /// Reads the text of a lambda file of that name: one JSON object of finite numbers by layer, each layer named by its module
     /// (`blocks.0.attn.qkv`) or by `block.kind` (`0.qkv`).
     ///
     /// # Errors
     /// [`LambdaProblem::File`].
-    pub fn from_json(text: &str) -> Result<LambdaSpec, LambdaProblem> {
+    pub fn from_json(file: &str, text: &str) -> Result<LambdaSpec, LambdaProblem> {
         let wrong = |reason: String| LambdaProblem::File { reason };
         let Entries(entries) = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
         if entries.is_empty() {
             return Err(wrong("it is empty".to_owned()));
         }
-        Ok(LambdaSpec::Layers(entries))
+        Ok(LambdaSpec::Layers { file: file.to_owned(), entries })
+    }
+
+    /// What a message about these lambdas names: their file, or else the auxiliary they are for.
+    pub(super) fn origin<'s>(&'s self, aux: &'s str) -> &'s str {
+        match self {
+            LambdaSpec::Layers { file, .. } => file,
+            _ => aux,
+        }
     }
 
     /// The lambda for each of `layers`, `None` for those that are not folded. `blocks` are the numbers of all blocks of
@@ -164,7 +177,7 @@ impl LambdaSpec {
                 let lambda = |layer: &&Layer| Some(at(*kinds.get(&layer.id.kind)?, layer.id));
                 Ok(layers.iter().map(lambda).collect())
             }
-            LambdaSpec::Layers(entries) => by_entry(entries, layers),
+            LambdaSpec::Layers { entries, .. } => by_entry(entries, layers),
         }
     }
 }
@@ -234,7 +247,7 @@ mod tests {
         assert!(matches!(LambdaSpec::parse("fc3=1"), Err(LambdaProblem::Kind { .. })));
         assert!(matches!(LambdaSpec::parse("fc1=1,fc1=1"), Err(LambdaProblem::Kind { .. })));
         for text in ["[]", "{}", "{\"a\": \"b\"}", "{\"a\": NaN}", "{\"a\": 1e999}"] {
-            assert!(matches!(LambdaSpec::from_json(text), Err(LambdaProblem::File { .. })), "{text}");
+            assert!(matches!(LambdaSpec::from_json("x.json", text), Err(LambdaProblem::File { .. })), "{text}");
         }
     }
 
@@ -250,7 +263,7 @@ mod tests {
         };
         let layers = [layer(0, LayerKind::Qkv), layer(0, LayerKind::Proj), layer(1, LayerKind::Qkv)];
         let layers: Vec<&Layer> = layers.iter().collect();
-        let resolve = |json: &str| LambdaSpec::from_json(json).unwrap().resolve(&layers, &[0, 1], None);
+        let resolve = |json: &str| LambdaSpec::from_json("x.json", json).unwrap().resolve(&layers, &[0, 1], None);
         assert_eq!(resolve(r#"{"1.qkv": 2, "blocks.0.attn.qkv": 1}"#), Ok(vec![Some(1.0), None, Some(2.0)]));
         assert!(matches!(resolve(r#"{"2.qkv": 2}"#), Err(LambdaProblem::UnusedEntry { .. })));
         assert!(matches!(resolve(r#"{"0.qkv": 2, "blocks.0.attn.qkv": 1}"#), Err(LambdaProblem::TwiceEntry { .. })));

@@ -10,7 +10,7 @@ pub use decode::{DecodeError, decode_f64};
 pub use digest::{sha256, sha256_bytes};
 pub use dtype::{ByteOrder, DType};
 pub use stats::Stats;
-pub use view::{MAX_EXPANDED_BYTES, TensorView, ViewProblem};
+pub use view::{MAX_DIMENSIONS, MAX_EXPANDED_BYTES, TensorView, ViewProblem};
 pub(crate) use view::{check_view, contiguous_strides, is_contiguous};
 
 /// What a tensor is, apart from its values: its name, element type and shape.

@@ -7,6 +7,9 @@ use super::{ByteOrder, DType};
 /// A few bytes of file can claim terabytes this way. Views that repeat nothing are bounded by their storage instead.
 pub const MAX_EXPANDED_BYTES: u64 = 1 << 30;
 
+/// The largest number of dimensions of a tensor: PyTorch's own limit.
+pub const MAX_DIMENSIONS: usize = 64;
+
 /// What is wrong with a view's shape, strides or offset.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -19,6 +22,9 @@ pub enum ViewProblem {
         /// The strides as stored, in elements.
         strides: Vec<usize>,
     },
+    /// More dimensions than PyTorch computes with.
+    #[error("it has {0} dimensions, more than {MAX_DIMENSIONS}")]
+    Dimensions(usize),
     /// The product of the dimensions, or an offset, exceeds what this machine can address.
     #[error("its shape {shape:?} is larger than any memory")]
     Overflow {
@@ -70,6 +76,9 @@ pub(crate) fn check_view(
 ) -> Result<usize, ViewProblem> {
     if shape.len() != strides.len() {
         return Err(ViewProblem::Rank { shape: shape.to_vec(), strides: strides.to_vec() });
+    }
+    if shape.len() > MAX_DIMENSIONS {
+        return Err(ViewProblem::Dimensions(shape.len()));
     }
     let overflow = || ViewProblem::Overflow { shape: shape.to_vec() };
     let size = dtype.size();

@@ -76,7 +76,9 @@ impl ScratchFile {
             })?,
             None => path.to_owned(),
         };
-        let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        // File systems take names of 255 bytes; what is added here takes less than 100.
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let name = &name[..name.floor_char_boundary(150)];
         loop {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
             let scratch = folder_of(&target).join(format!(".{name}.m2pt-surgery-{}-{number}.tmp", std::process::id()));
@@ -127,6 +129,10 @@ impl ScratchFile {
     /// [`Error::Io`]; [`Error::Output`] if another file took the name meanwhile.
     pub(crate) fn publish(mut self) -> Result<()> {
         self.complete()?;
+        // The renaming itself is made durable by syncing the folder, where that may be opened: a folder that can be
+        // written but not read is no reason to fail.
+        #[cfg(unix)]
+        let folder = File::open(folder_of(&self.target)).ok();
         if self.replace {
             fs::rename(&self.scratch, &self.target).map_err(|source| self.error("replace", source))?;
         } else {
@@ -144,10 +150,9 @@ impl ScratchFile {
             }
         }
         #[cfg(unix)]
-        {
-            let folder = folder_of(&self.target);
-            let sync = File::open(folder).and_then(|folder| folder.sync_all());
-            sync.map_err(|source| Error::Io { action: "make durable", path: folder.to_owned(), source })?;
+        if let Some(folder) = folder {
+            // The file is there; that it may be gone after a power failure is no reason to call it absent.
+            let _ = folder.sync_all();
         }
         Ok(())
     }

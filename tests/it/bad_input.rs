@@ -375,8 +375,8 @@ fn rejects_an_auxiliary_of_another_width() {
         let name = format!("blocks.0.{layer}.weight");
         let phrase = format!("{name} of {target} is {shape}, but {name} of {aux} is {aux_shape}");
         let fold = ["fold", target, "--aux", aux, "--lambda", "0.1", "-o", "out/merged.pth"];
-        bench.refused(&fold, &[&phrase, "models of the same width"]);
-        bench.refused(&[&fold[..], &["--dry-run"]].concat(), &[&phrase, "models of the same width"]);
+        bench.refused(&fold, &[&phrase, "layers of the same shape"]);
+        bench.refused(&[&fold[..], &["--dry-run"]].concat(), &[&phrase, "layers of the same shape"]);
     }
 }
 
@@ -613,7 +613,7 @@ fn rejects_blocks_and_layers_that_do_not_exist() {
     for blocks in ["x", "", "5-2", "0,", "-1"] {
         bench.refused(
             &fold(&[&format!("--blocks={blocks}")]),
-            &["--blocks", "write blocks as numbers and ranges: 0-5,8"],
+            &["--blocks", "write blocks as numbers and ranges of up to 4096: 0-5,8"],
         );
     }
     bench.refused(&fold(&["--blocks", "4-7"]), &["block 6", "vit.pth has the blocks 0-5"]);

@@ -81,7 +81,7 @@ fn refusals_say_what_where_and_what_to_do() {
             &["nearest", "blocks.N.attn.qkv.weight"],
         ),
         (&[vit, "--aux", speech, "--lambda", "1", "--aux-pattern", r"b(?<block>l)?ocks\.(?<layer>qkv)"], &["nearest"]),
-        (&["fixtures/layouts/ema_only.pth", "--aux", speech, "--lambda", "1"], &["EMA", "--root 'state_dict_ema'"]),
+        (&["fixtures/layouts/ema_only.pth", "--aux", speech, "--lambda", "1"], &["EMA", "--root", "'state_dict_ema'"]),
     ] {
         let stderr = fold(args);
         for word in words {

@@ -136,7 +136,7 @@ fn a_lambda_file_gives_what_the_same_lambdas_give() {
         entries.insert(format!("blocks.{block}.mlp.fc1"), 0.02.into());
     }
     let mut request = folder.request(&target, &[&aux], None);
-    request.lambda = Some(LambdaSpec::from_json(&serde_json::Value::Object(entries).to_string()).unwrap());
+    request.lambda = Some(LambdaSpec::from_json("x.json", &serde_json::Value::Object(entries).to_string()).unwrap());
     assert_eq!(fold(request).unwrap(), given);
 }
 
@@ -206,6 +206,44 @@ fn depth_mismatch_is_an_error_unless_the_common_blocks_are_asked_for() {
     let mut chosen = folder.request(&target, &[&fixture("speech_vit.pth")], Some("0.1"));
     chosen.blocks = m2pt_surgery::BlockSet::parse("0-3");
     assert_eq!(fold(first).unwrap(), fold(chosen).unwrap());
+}
+
+#[test]
+fn rejects_choices_that_leave_nothing_to_fold_or_are_ignored() {
+    let folder = Folder::new();
+    let checkpoint = Checkpoint::open(fixture("speech_vit.pth")).unwrap();
+    let tensors = checkpoint.state_dict(&RootChoice::Auto).unwrap();
+    let shallow = folder.copy("shallow.safetensors", &tensors, |name| {
+        (!name.starts_with("blocks.4.") && !name.starts_with("blocks.5.")).then(|| name.to_owned())
+    });
+    let (target, speech) = (fixture("mnist_vit.pth"), fixture("speech_vit.pth"));
+    let mut chosen = folder.request(&target, &[&shallow], Some("0.1"));
+    (chosen.depth_mismatch, chosen.blocks) = (DepthMismatch::First, m2pt_surgery::BlockSet::parse("3-4"));
+    assert!(matches!(problem(chosen), FoldProblem::Depth { .. }));
+    let mut named = folder.request(&target, &[&shallow], None);
+    named.depth_mismatch = DepthMismatch::First;
+    named.lambda = Some(LambdaSpec::from_json("l.json", r#"{"5.qkv": 0.1}"#).unwrap());
+    assert!(matches!(problem(named), FoldProblem::NoAuxLayer { .. }));
+    let mut unknown = folder.request(&target, &[&speech], None);
+    unknown.lambda = Some(LambdaSpec::from_json("l.json", r#"{"6.qkv": 0.1}"#).unwrap());
+    assert!(matches!(problem(unknown), FoldProblem::Lambda { source_name, .. } if source_name == "l.json"));
+    let mut ignored = folder.request(&target, &[&speech], Some("0.1"));
+    ignored.aux[0].lambda = LambdaSpec::parse("0.2").ok();
+    assert!(matches!(problem(ignored), FoldProblem::Unused { option: "--lambda", .. }));
+    let too_large = problem(folder.request(&target, &[&speech], Some("1e39")));
+    assert!(matches!(too_large, FoldProblem::LambdaTooLarge { .. }));
+}
+
+#[test]
+fn pathways_of_layers_that_are_not_folded_are_named_as_lost() {
+    let folder = Folder::new();
+    let mut request = folder.request(&fixture("mnist_pathway.pth"), &[], None);
+    request.kinds = Some(vec![LayerKind::Qkv]);
+    let inputs = request.open().unwrap();
+    let fold = inputs.plan().unwrap();
+    let dropped = &fold.plan().dropped;
+    assert_eq!((dropped.len(), dropped.iter().filter(|d| d.folded).count()), (48, 12));
+    assert!(fold.plan().notes.iter().any(|note| note.contains("blocks.5.mlp.fc2")));
 }
 
 #[test]

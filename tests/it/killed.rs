@@ -86,9 +86,10 @@ fn rejects_an_output_that_is_no_name_for_a_file() {
         bench.refused(&fold(output, &["--force", "--format", "pth"]), phrases);
     }
     fs::remove_dir(bench.path("out/folder.pth")).unwrap();
-    for output in ["out/merged", "out/merged.onnx", "out/merged.pth.gz", "out"] {
+    for output in ["out/merged", "out/merged.onnx", "out/merged.pth.gz"] {
         bench.refused(&fold(output, &[]), &[output, ".pth or .safetensors", "--format"]);
     }
+    bench.refused(&fold("out", &[]), &["out", "folder", "give the name of a file"]);
     bench.works(&fold("out/merged.onnx", &["--format", "pth"]));
     assert_eq!(bench.out(), ["merged.onnx"]);
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking, their helpers included")]
 
 mod folding;
+mod objects;
 mod reading;
 mod support;
 

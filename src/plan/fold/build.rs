@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{Dropped, FoldOptions, FoldedLayer, Side};
-use crate::naming::{AUX_WEIGHT, SCALE};
+use super::{BiasMode, BlockSet, DepthMismatch, Dropped, FoldOptions, FoldedLayer, Parameter, Side};
+use crate::naming::SCALE;
 use crate::plan::share::{self, Group};
 use crate::plan::{Output, Plan, Sharing, Source, Step, TensorRef, Term};
 use crate::tensor::{TensorSpec, contiguous_strides};
@@ -17,7 +17,13 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
     let copied: Vec<usize> =
         (0..specs.len()).filter(|i| !pathway.contains(i) && !changed.contains(&specs[*i].name)).collect();
     let groups = share::groups(specs, &target.placements, &copied);
-    let mut plan = Plan { notes: notes(target, options, &groups, &changed), ..Plan::default() };
+    let merged: BTreeSet<usize> = layers
+        .iter()
+        .filter(|layer| changed.contains(&specs[layer.weight].name))
+        .flat_map(|layer| [layer.scale, layer.aux_weight])
+        .flatten()
+        .collect();
+    let mut plan = Plan { notes: notes(target, options, &folded, &groups, &changed), ..Plan::default() };
 
     let mut step_of_group = vec![None; groups.len()];
     let mut group_of = vec![None; specs.len()];
@@ -29,7 +35,8 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
     let mut by_name: HashMap<String, &mut FoldedLayer> = folded.iter_mut().map(|f| (f.name.clone(), f)).collect();
     for (index, spec) in specs.iter().enumerate() {
         if pathway.contains(&index) {
-            plan.dropped.push(Dropped { name: spec.name.clone(), reason: reason(&spec.name) });
+            let folded = merged.contains(&index);
+            plan.dropped.push(Dropped { name: spec.name.clone(), reason: reason(&spec.name, folded), folded });
             continue;
         }
         let dtype = options.dtype.filter(|_| spec.dtype.is_foldable()).unwrap_or(spec.dtype);
@@ -60,22 +67,29 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
     plan
 }
 
-fn reason(name: &str) -> &'static str {
-    if name.ends_with(SCALE) {
-        "learned lambda, now in the weight"
-    } else {
-        debug_assert!(name.ends_with(AUX_WEIGHT));
-        "auxiliary weight, now in the weight"
+/// Why a tensor of a pathway is not in the output.
+fn reason(name: &str, folded: bool) -> &'static str {
+    match (name.ends_with(SCALE), folded) {
+        (true, true) => "learned lambda, now in the weight",
+        (true, false) => "learned lambda of a layer that is not folded",
+        (false, true) => "auxiliary weight, now in the weight",
+        (false, false) => "auxiliary weight of a layer that is not folded",
     }
 }
 
 /// What the user should know of the target and of what becomes of it.
-fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &BTreeSet<String>) -> Vec<String> {
+fn notes(
+    target: &Side<'_>,
+    options: &FoldOptions,
+    folded: &[FoldedLayer],
+    groups: &[Group],
+    changed: &BTreeSet<String>,
+) -> Vec<String> {
     let specs = target.specs;
     let mut notes = Vec::new();
     if options.sharing == Sharing::Copy {
         for group in groups.iter().filter(|group| group.members.len() > 1) {
-            let names: Vec<_> = group.members.iter().map(|&i| specs[i].name.as_str()).collect();
+            let names: Vec<_> = group.members.iter().map(|&i| shown(&specs[i].name)).collect();
             notes.push(format!("{} share their data; safetensors holds each as a copy", names.join(", ")));
         }
     }
@@ -86,15 +100,26 @@ fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &B
             names.filter(|name| changed.contains(*name) == wanted).collect()
         };
         if group.members.len() > 1 && !names(true).is_empty() {
-            let all = [names(true), names(false)].concat().join(", ");
+            let all = [names(true), names(false)].concat().into_iter().map(shown).collect::<Vec<_>>().join(", ");
             notes.push(format!("{all} share their data in {}; the folded ones are written apart", target.file));
         }
     }
     let pathways = target.layers.learned() > 0;
     let kept = target.layers.as_slice().iter().filter(|layer| !changed.contains(&specs[layer.weight].name));
-    let kept: Vec<&str> = kept.map(|layer| layer.module.as_str()).collect();
+    let kept: Vec<String> = kept.map(|layer| shown(&layer.module)).collect();
     if pathways && !kept.is_empty() {
-        notes.push(format!("{}: the weight alone is kept (no pathway, not chosen, or a lambda of 0)", kept.join(", ")));
+        let kept = kept.join(", ");
+        notes.push(format!("only the plain weight is kept of {kept}: no pathway, not chosen, or a lambda of 0"));
+    }
+    if options.depth_mismatch == DepthMismatch::First && options.blocks.is_none() {
+        let folded: BTreeSet<usize> = folded.iter().map(|f| f.id.block).collect();
+        let kept: Vec<usize> = target.layers.blocks().into_iter().filter(|block| !folded.contains(block)).collect();
+        if !kept.is_empty() {
+            notes.push(format!("blocks {} have no counterpart in the auxiliary and are kept", BlockSet::of(&kept)));
+        }
+    }
+    if options.bias == BiasMode::Fold && folded.iter().all(|f| f.parameter == Parameter::Weight) {
+        notes.push("--bias fold: the auxiliary's layers have no biases, so that none was folded".into());
     }
     let any = |what: fn(&str) -> bool| specs.iter().any(|spec| what(&spec.name));
     if any(|name| name.rsplit('.').next() == Some("mask_token") || name.starts_with("decoder_")) {
@@ -105,11 +130,16 @@ fn notes(target: &Side<'_>, options: &FoldOptions, groups: &[Group], changed: &B
     }
     if let Some(cast) = options.dtype {
         let skipped = |spec: &&TensorSpec| spec.dtype.is_float() && !spec.dtype.is_foldable() && spec.dtype != cast;
-        let names: Vec<&str> = specs.iter().filter(skipped).map(|spec| spec.name.as_str()).collect();
+        let names: Vec<String> = specs.iter().filter(skipped).map(|spec| shown(&spec.name)).collect();
         if !names.is_empty() {
             notes
                 .push(format!("{} are 8-bit floats and stay so; --dtype casts the wider types only", names.join(", ")));
         }
     }
     notes
+}
+
+/// A name as it may stand in a message: nothing in it can pass for a line of its own.
+fn shown(name: &str) -> String {
+    name.escape_debug().to_string()
 }

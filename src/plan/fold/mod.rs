@@ -89,6 +89,8 @@ pub struct Dropped {
     pub name: String,
     /// Why.
     pub reason: &'static str,
+    /// Whether its values are part of a folded weight.
+    pub folded: bool,
 }
 
 /// Plans a fold of `aux` into `target`; `scales` are the learned lambdas of the target's layers, in their order.
@@ -119,6 +121,9 @@ pub(crate) fn fold(
         if options.bias == BiasMode::Fold {
             folded.extend(bias(target, aux, layer, &terms)?);
         }
+    }
+    if folded.is_empty() {
+        return Err(FoldProblem::NothingFolded { target: target.file.clone() });
     }
     Ok(build::plan(target, options, folded))
 }
@@ -159,6 +164,11 @@ fn learned_pairs<'a>(
     options: &FoldOptions,
 ) -> Result<Vec<Vec<Pair<'a>>>, FoldProblem> {
     let file = || target.file.clone();
+    let scaleless = target.layers.as_slice().iter().find(|layer| layer.aux_weight.is_some() && layer.scale.is_none());
+    if let Some(layer) = scaleless {
+        let (module, way_out) = (layer.module.clone(), "; the file is incomplete");
+        return Err(FoldProblem::IncompletePathway { target: file(), module, lacking: "cross_modal_scale", way_out });
+    }
     if aux.iter().any(|a| a.lambda.is_some()) {
         return Err(FoldProblem::LambdaOnLearned { target: file() });
     }
@@ -188,10 +198,9 @@ fn learned_pairs<'a>(
             let lambda = lambda_of(layer);
             match (lambda, layer.aux_weight, aux.first()) {
                 // Pathways may have been trained for some layers only; a note names the others.
-                (None, None, _) => Ok(vec![]),
-                (None, _, _) => Err(lacking(layer, "cross_modal_scale", "; the file is incomplete")),
+                (None, _, _) => Ok(vec![]),
                 (Some(lambda), Some(tensor), None) => Ok(vec![Pair { input: 0, layer, tensor, lambda }]),
-                (Some(lambda), None, Some(aux)) => Ok(counterpart(target, layer, &aux.side, options)?
+                (Some(lambda), None, Some(aux)) => Ok(counterpart(target, layer, &aux.side, options, false)?
                     .map(|found| Pair { input: 1, layer: found, tensor: found.weight, lambda })
                     .into_iter()
                     .collect()),
@@ -220,11 +229,12 @@ fn given_pairs<'a>(
         check_depth(target, side, options)?;
         let lambdas = lambda
             .resolve(chosen, &blocks, options.kinds.as_deref())
-            .map_err(|problem| FoldProblem::Lambda { source_name: side.file.clone(), problem })?;
-        for ((layer, lambda), pairs) in chosen.iter().zip(lambdas).zip(&mut pairs) {
-            let Some(lambda) = lambda else { continue };
-            if let Some(found) = counterpart(target, layer, side, options)? {
-                pairs.push(Pair { input, layer: found, tensor: found.weight, lambda });
+            .map_err(|problem| FoldProblem::Lambda { source_name: lambda.origin(&side.file).to_owned(), problem })?;
+        for ((layer, value), pairs) in chosen.iter().zip(lambdas).zip(&mut pairs) {
+            let Some(value) = value else { continue };
+            let named = matches!(lambda, LambdaSpec::Layers { .. });
+            if let Some(found) = counterpart(target, layer, side, options, named)? {
+                pairs.push(Pair { input, layer: found, tensor: found.weight, lambda: value });
             }
         }
     }
@@ -233,27 +243,30 @@ fn given_pairs<'a>(
 
 fn check_depth(target: &Side<'_>, aux: &Side<'_>, options: &FoldOptions) -> Result<(), FoldProblem> {
     let (target_blocks, aux_blocks) = (target.layers.blocks(), aux.layers.blocks());
-    let same = match &options.blocks {
+    // Blocks that were chosen by number have to be there, whatever else may be left out.
+    let fits = match &options.blocks {
         Some(BlockSet(chosen)) => chosen.iter().all(|block| aux_blocks.contains(block)),
-        None => target_blocks == aux_blocks,
+        None => target_blocks == aux_blocks || options.depth_mismatch == DepthMismatch::First,
     };
-    if same || options.depth_mismatch == DepthMismatch::First {
+    if fits {
         return Ok(());
     }
     Err(FoldProblem::Depth { target: target.file.clone(), target_blocks, aux: aux.file.clone(), aux_blocks })
 }
 
-/// The auxiliary's layer for the target's; `None` if it lacks the whole block and that was allowed.
+/// The auxiliary's layer for the target's; `None` if it lacks the whole block and that was allowed, which it is not for a
+/// layer that was `named` by itself.
 fn counterpart<'a>(
     target: &Side<'_>,
     layer: &Layer,
     aux: &'a Side<'_>,
     options: &FoldOptions,
+    named: bool,
 ) -> Result<Option<&'a Layer>, FoldProblem> {
     if let Some(found) = aux.layers.get(layer.id) {
         return Ok(Some(found));
     }
-    if options.depth_mismatch == DepthMismatch::First && !aux.layers.blocks().contains(&layer.id.block) {
+    if !named && options.depth_mismatch == DepthMismatch::First && !aux.layers.blocks().contains(&layer.id.block) {
         return Ok(None);
     }
     let (aux, target) = (aux.file.clone(), target.file.clone());
@@ -294,6 +307,10 @@ fn checked(
                 })));
             }
             foldable(found, &side.file)?;
+            let narrow = spec.dtype != DType::F64 && found.dtype != DType::F64;
+            if narrow && (lambda as f32).is_infinite() {
+                return Err(FoldProblem::LambdaTooLarge { lambda: lambda.to_string(), name: spec.name.clone() });
+            }
             Ok(FoldedTerm { name: found.name.clone(), source: TensorRef { input, tensor }, lambda })
         })
         .collect::<Result<_, _>>()?;

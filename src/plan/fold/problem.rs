@@ -69,6 +69,30 @@ pub enum FoldProblem {
         /// Its blocks.
         blocks: String,
     },
+    /// The choices that were made leave nothing to add to any layer.
+    #[error(
+        "nothing would be folded: no chosen layer of {target} has a lambda and a counterpart; choose others with --layers or --blocks"
+    )]
+    NothingFolded {
+        /// The target.
+        target: String,
+    },
+    /// A lambda that float32 cannot hold.
+    #[error("lambda {lambda} is too large for float32, in which {name} is folded")]
+    LambdaTooLarge {
+        /// The lambda.
+        lambda: String,
+        /// The target's tensor.
+        name: String,
+    },
+    /// An option that has nothing to apply to.
+    #[error("{option} has nothing to apply to: {why}; leave it out")]
+    Unused {
+        /// The option.
+        option: &'static str,
+        /// Why.
+        why: &'static str,
+    },
     /// A chosen block does not exist.
     #[error("--blocks names block {block}, but {target} has the blocks {blocks}")]
     NoSuchBlock {
@@ -137,7 +161,7 @@ pub enum FoldProblem {
 /// Two tensors that belong together, but have different shapes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{name} of {target} is {}, but {aux_name} of {aux} is {}: only models of the same width can be folded into each other",
+    "{name} of {target} is {}, but {aux_name} of {aux} is {}: layers fold into layers of the same shape only",
     shape_text(shape),
     shape_text(aux_shape)
 )]
