@@ -222,15 +222,21 @@ impl FoldInputs {
             dtype: request.dtype,
             sharing: request.format.sharing(),
         };
-        let plan =
+        let mut plan =
             plan::fold(&target.side(), &sides, &scales, &options).map_err(|problem| Error::Fold(Box::new(problem)))?;
+        for (aux, asked) in aux.iter().zip(&request.aux).filter(|(aux, _)| aux.layers.learned() > 0) {
+            plan.notes.push(format!(
+                "{} carries {} learned pathways of its own, which are not used: fold it first to take them along",
+                asked.path.display(),
+                aux.layers.learned()
+            ));
+        }
         let layout = self.layout(&plan, None)?;
         check_target(&request.output, request.force)?;
         if request.sidecar {
             check_target(&request.sidecar_path(), request.force)?;
         }
-        let aux_models = aux;
-        Ok(PlannedFold { inputs: self, target, aux: aux_models, plan, file_bytes: layout.file_bytes() })
+        Ok(PlannedFold { inputs: self, target, aux, plan, file_bytes: layout.file_bytes() })
     }
 
     /// Refuses options that would be ignored silently.

@@ -7,6 +7,7 @@
 //!
 //! Every opcode of protocols 0 to 5 is understood. Nothing here knows of PyTorch.
 
+mod argument;
 mod emit;
 mod error;
 mod machine;

@@ -235,6 +235,15 @@ fn rejects_choices_that_leave_nothing_to_fold_or_are_ignored() {
 }
 
 #[test]
+fn an_auxiliary_with_pathways_of_its_own_is_noted() {
+    let folder = Folder::new();
+    let (target, aux) = (fixture("mnist_vit.pth"), fixture("mnist_pathway.pth"));
+    let inputs = folder.request(&target, &[&aux], Some("0.1")).open().unwrap();
+    let fold = inputs.plan().unwrap();
+    assert!(fold.plan().notes.iter().any(|note| note.contains("mnist_pathway.pth carries 24 learned pathways")));
+}
+
+#[test]
 fn pathways_of_layers_that_are_not_folded_are_named_as_lost() {
     let folder = Folder::new();
     let mut request = folder.request(&fixture("mnist_pathway.pth"), &[], None);

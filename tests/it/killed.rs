@@ -2,16 +2,10 @@
 //! there whole or not at all, and what was there before is untouched.
 
 #![cfg(unix)]
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "clippy.toml allows them in test functions, not in their helpers"
-)]
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 
-use crate::bad_input::Bench;
+use crate::bench::Bench;
 
 const FOLD: [&str; 7] = ["fold", "vit.pth", "--aux", "speech.pth", "--lambda", "0.1", "-o"];
 
@@ -133,7 +127,7 @@ mod linux {
     use std::time::{Duration, Instant};
 
     use super::*;
-    use crate::bad_input::{assert_refusal, tool};
+    use crate::bench::{assert_refusal, tool};
 
     /// Runs the program with a file system of its own in the folder `out`, mounted with those options; says what was
     /// left there, one name a line, before it is gone again.

@@ -8,7 +8,11 @@ mod reading;
 mod support;
 
 #[cfg(feature = "cli")]
+mod bad_flags;
+#[cfg(feature = "cli")]
 mod bad_input;
+#[cfg(feature = "cli")]
+mod bench;
 #[cfg(feature = "cli")]
 mod commands;
 #[cfg(all(feature = "cli", unix))]
