@@ -15,6 +15,7 @@
 //! ```
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -276,15 +277,29 @@ impl FoldInputs {
     }
 
     /// SHA-256 of each input, computed side by side.
-    fn hashes(&self) -> Vec<String> {
+    fn hashes(&self, progress: &mut dyn Progress) -> Result<Vec<String>> {
+        /// How often progress is told.
+        const TICK: Duration = Duration::from_millis(10);
         let inputs: Vec<&Checkpoint> = std::iter::once(&self.target).chain(&self.aux).collect();
-        let mut hashes = vec![String::new(); inputs.len()];
-        std::thread::scope(|scope| {
-            for (input, hash) in inputs.iter().zip(&mut hashes) {
-                scope.spawn(|| *hash = input.sha256());
+        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let hashes: Vec<Option<String>> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                inputs.iter().map(|input| scope.spawn(|| input.sha256_watched(&done, &stop))).collect();
+            while !threads.iter().all(|thread| thread.is_finished()) {
+                std::thread::sleep(TICK);
+                progress.advance(done.swap(0, Ordering::Relaxed));
+                stop.store(progress.cancelled(), Ordering::Relaxed);
             }
+            progress.advance(done.swap(0, Ordering::Relaxed));
+            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
         });
-        hashes
+        hashes.into_iter().collect::<Option<Vec<_>>>().ok_or(Error::Cancelled)
+    }
+
+    /// Whether the run will hash the inputs.
+    fn hashes_inputs(&self) -> bool {
+        let request = &self.request;
+        request.sidecar || request.metadata && request.format == Format::Safetensors
     }
 
     /// What the output was made from and how: no paths and no dates, so that the same inputs give the same bytes.
@@ -419,6 +434,14 @@ impl<'i> PlannedFold<'i> {
         self.file_bytes
     }
 
+    /// Bytes that the run will report as progress: those of tensor data written, and those of inputs hashed.
+    #[must_use]
+    pub fn work_bytes(&self) -> u64 {
+        let inputs = std::iter::once(&self.inputs.target).chain(&self.inputs.aux);
+        let hashed: u64 = inputs.filter(|_| self.inputs.hashes_inputs()).map(Checkpoint::file_bytes).sum();
+        self.plan.bytes() + hashed
+    }
+
     /// Runs the plan and publishes the output, and the sidecar if one was asked for.
     ///
     /// # Errors
@@ -426,8 +449,10 @@ impl<'i> PlannedFold<'i> {
     pub fn run(&self, progress: &mut dyn Progress) -> Result<FoldReport> {
         let started = Instant::now();
         let request = self.request();
-        let wanted = request.sidecar || request.metadata && request.format == Format::Safetensors;
-        let provenance = wanted.then(|| self.inputs.provenance(&self.plan, &self.inputs.hashes()));
+        let provenance = match self.inputs.hashes_inputs() {
+            true => Some(self.inputs.provenance(&self.plan, &self.inputs.hashes(progress)?)),
+            false => None,
+        };
         let layout = self.inputs.layout(&self.plan, provenance.as_ref())?;
         let file_bytes = layout.file_bytes();
         let sidecar = match &provenance {

@@ -5,15 +5,19 @@ mod values;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use roots::{Root, RootChoice, RootProblem};
 pub use values::MAX_VALUES_SHOWN;
 
 use crate::container::{self, Container, Contents, Extent, MAX_INFLATED_BYTES, Map, Reached, StoredTensor, ZipProblem};
 use crate::error::{Error, Result};
-use crate::tensor::{ByteOrder, DType, TensorSpec, TensorView, ViewProblem, check_view, is_contiguous, sha256_bytes};
+use crate::tensor::{
+    ByteOrder, DType, FileHash, TensorSpec, TensorView, ViewProblem, check_view, is_contiguous, sha256_bytes,
+};
 
 /// Why a tensor of a file that can be opened cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +56,8 @@ pub struct Checkpoint {
     map: Map,
     contents: Contents,
     verified: Vec<AtomicBool>,
+    /// The storage that was decompressed last: tensors that share one follow each other.
+    inflated: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
     reached: Vec<Reached>,
     roots: Vec<Root>,
 }
@@ -78,7 +84,7 @@ impl Checkpoint {
         }
         let verified = contents.storages.iter().map(|_| AtomicBool::new(false)).collect();
         let roots = roots::find(&reached);
-        Ok(Checkpoint { path: path.to_owned(), map, contents, verified, reached, roots })
+        Ok(Checkpoint { path: path.to_owned(), map, contents, verified, inflated: Mutex::new(None), reached, roots })
     }
 
     /// The path it was opened by.
@@ -124,6 +130,21 @@ impl Checkpoint {
         sha256_bytes(&self.map)
     }
 
+    /// As [`Checkpoint::sha256`], adding the bytes that are done to `done` as it goes; `None` once `stop` is set.
+    pub(crate) fn sha256_watched(&self, done: &AtomicU64, stop: &AtomicBool) -> Option<String> {
+        /// Bytes hashed between two looks at `stop`: about a hundredth of a second.
+        const PIECE: usize = 16 << 20;
+        let mut hash = FileHash::default();
+        for piece in self.map.chunks(PIECE) {
+            if stop.load(Ordering::Relaxed) {
+                return None;
+            }
+            hash.update(piece);
+            done.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        }
+        Some(hash.finish())
+    }
+
     /// The tensors of the root that `choice` names.
     ///
     /// # Errors
@@ -149,12 +170,23 @@ impl Checkpoint {
     }
 
     /// The bytes of a storage, decompressed if need be, its checksum verified on first use.
-    fn storage(&self, index: usize) -> Result<Cow<'_, [u8]>> {
+    fn storage(&self, index: usize) -> Result<Bytes<'_>> {
         let storage = &self.contents.storages[index];
         let zip = |problem: ZipProblem| Error::Zip { path: self.path.clone(), problem };
         match &storage.extent {
-            Extent::Missing => Ok(Cow::Borrowed(&[])),
-            Extent::Deflated(entry) => entry.inflate(&self.map, MAX_INFLATED_BYTES).map(Cow::Owned).map_err(zip),
+            Extent::Missing => Ok(Bytes::Mapped(&[])),
+            Extent::Deflated(entry) => {
+                // A panic elsewhere cannot leave this half-written: the pair is replaced as a whole.
+                let mut last = self.inflated.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some((_, bytes)) = last.as_ref().filter(|(known, _)| *known == index) {
+                    return Ok(Bytes::Inflated(Arc::clone(bytes)));
+                }
+                // Let go of the one before first, so that no two are held.
+                *last = None;
+                let bytes = Arc::new(entry.inflate(&self.map, MAX_INFLATED_BYTES).map_err(zip)?);
+                *last = Some((index, Arc::clone(&bytes)));
+                Ok(Bytes::Inflated(bytes))
+            }
             Extent::Mapped(range) => {
                 let bytes = &self.map[range.clone()];
                 if let Some(entry) = &storage.entry
@@ -163,8 +195,26 @@ impl Checkpoint {
                     entry.check(bytes).map_err(zip)?;
                     self.verified[index].store(true, Ordering::Relaxed);
                 }
-                Ok(Cow::Borrowed(bytes))
+                Ok(Bytes::Mapped(bytes))
             }
+        }
+    }
+}
+
+/// The bytes of a storage: in the map, or decompressed.
+#[derive(Clone, Debug)]
+enum Bytes<'c> {
+    Mapped(&'c [u8]),
+    Inflated(Arc<Vec<u8>>),
+}
+
+impl Deref for Bytes<'_> {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(bytes) => bytes,
+            Bytes::Inflated(bytes) => bytes,
         }
     }
 }
@@ -287,7 +337,7 @@ pub struct Placement<'c> {
 pub struct TensorData<'c> {
     stored: Cow<'c, StoredTensor>,
     order: ByteOrder,
-    storage: Cow<'c, [u8]>,
+    storage: Bytes<'c>,
 }
 
 impl TensorData<'_> {

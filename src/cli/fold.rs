@@ -241,7 +241,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let done = if args.dry_run {
         None
     } else {
-        let mut bar = Bar::new(fold.plan().bytes(), "folding", printer.quiet() || args.json);
+        let mut bar = Bar::new(fold.work_bytes(), "folding", printer.quiet() || args.json);
         Some(fold.run(&mut bar)?)
     };
     if let Some(done) = &done {

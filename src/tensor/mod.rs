@@ -7,6 +7,7 @@ mod stats;
 mod view;
 
 pub use decode::{DecodeError, decode_f64};
+pub(crate) use digest::FileHash;
 pub use digest::{sha256, sha256_bytes};
 pub use dtype::{ByteOrder, DType};
 pub use stats::Stats;
