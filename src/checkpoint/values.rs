@@ -127,7 +127,7 @@ impl Render<'_> {
                 return;
             }
             if let Some(value) = self.json(value, depth + 1) {
-                let key = self.tree.key_text(key);
+                let key = self.tree.key_text(key).into_owned();
                 self.text = self.text.saturating_sub(key.len());
                 object.insert(key, value);
                 if self.text == 0 {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::{Object, StoredTensor, Tree, Value};
 use crate::pickle::{self, Node, NodeId, Pickle};
-use crate::tensor::DType;
+use crate::tensor::{DType, MAX_DIMENSIONS};
 
 /// Why an object that PyTorch would rebuild as a tensor cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +40,9 @@ pub enum RebuildProblem {
     /// A tensor has other tensors as attributes, which have no name of their own.
     #[error("a tensor carries other tensors as attributes: save them under names of their own in PyTorch")]
     Attributes,
+    /// Objects use the same arguments again and again: copied out, they would be more than any pickle holds.
+    #[error("its objects refer to more than {} values", pickle::MAX_NODES)]
+    TooMuch,
     /// A storage class that is not known.
     #[error("the storage type {0} is unknown; load the file in PyTorch and save it again")]
     StorageClass(String),
@@ -77,6 +80,7 @@ pub(super) fn rebuild(pickle: &Pickle) -> Result<Rebuilt, (u64, RebuildProblem)>
         by_node: HashMap::new(),
         names: HashMap::new(),
         searched: Cell::new(0),
+        copied: Cell::new(0),
         storages: Vec::new(),
         by_key: HashMap::new(),
     };
@@ -102,6 +106,8 @@ struct Builder<'p> {
     names: HashMap<NodeId, Arc<str>>,
     /// Values looked at in search of tensors.
     searched: Cell<usize>,
+    /// Values of shared sequences that were copied.
+    copied: Cell<usize>,
     storages: Vec<DeclaredStorage>,
     by_key: HashMap<String, usize>,
 }
@@ -148,6 +154,12 @@ impl<'p> Builder<'p> {
         })
     }
 
+    /// Accounts for values that are copied out of a sequence which other objects may share.
+    fn copies(&self, id: NodeId, count: usize) -> Fallible<()> {
+        self.copied.set(self.copied.get().saturating_add(count));
+        if self.copied.get() > pickle::MAX_NODES { Err((id, RebuildProblem::TooMuch)) } else { Ok(()) }
+    }
+
     /// The full name of a global, or what the value is if it is none.
     fn name(&mut self, id: NodeId) -> Arc<str> {
         let pickle = self.pickle;
@@ -164,6 +176,7 @@ impl<'p> Builder<'p> {
         let args = pickle.sequence(object.args).unwrap_or(&[]);
         let name = self.name(object.callable);
         let wrong = |what| (id, RebuildProblem::Arguments { function: name.to_string(), what });
+        self.copies(id, args.len())?;
         match &*name {
             "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" | "builtins.dict"
             | "__builtin__.dict"
@@ -171,11 +184,13 @@ impl<'p> Builder<'p> {
                 if !object.state.iter().any(|&state| self.holds_tensor(state)) =>
             {
                 let mut pairs = self.initial_pairs(args).ok_or_else(|| wrong("they are no pairs"))?;
+                self.copies(id, pairs.len())?;
                 pairs.extend(entries());
                 return Ok(Value::Map(pairs));
             }
             "_codecs.encode" => {
                 if let Some(bytes) = latin1(pickle, args) {
+                    self.copies(id, bytes.len() / 16)?;
                     return Ok(Value::Bytes(bytes));
                 }
             }
@@ -185,8 +200,9 @@ impl<'p> Builder<'p> {
                 }
             }
             "torch.Size" => {
-                let sizes = args.first().and_then(|&sizes| pickle.sequence(sizes));
-                return Ok(Value::List(indices(sizes.unwrap_or(&[]))));
+                let sizes = args.first().and_then(|&sizes| pickle.sequence(sizes)).unwrap_or(&[]);
+                self.copies(id, sizes.len())?;
+                return Ok(Value::List(indices(sizes)));
             }
             _ => {}
         }
@@ -354,7 +370,11 @@ impl<'p> Builder<'p> {
     }
 
     fn view(&mut self, dtype: DType, storage: usize, [offset, shape, strides]: [NodeId; 3]) -> Option<usize> {
-        let numbers = |id| self.pickle.sequence(id)?.iter().map(|&n| self.size(n)).collect::<Option<Vec<usize>>>();
+        // Cut, so that many tensors of one long shape are refused for their number of dimensions, and not kept.
+        let numbers = |id| {
+            let numbers = self.pickle.sequence(id)?.iter().take(MAX_DIMENSIONS + 1);
+            numbers.map(|&n| self.size(n)).collect::<Option<Vec<usize>>>()
+        };
         let tensor = StoredTensor {
             dtype,
             shape: numbers(shape)?,

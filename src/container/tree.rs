@@ -1,5 +1,6 @@
 //! What a file holds besides tensor data: an inert tree of values, and a walk that finds every tensor in it.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ pub(crate) enum Value {
     /// Two's complement, least significant byte first.
     BigInt(Box<[u8]>),
     Float(f64),
-    Str(Box<str>),
+    Str(Arc<str>),
     Bytes(Box<[u8]>),
     /// Lists and tuples.
     List(Vec<ValueId>),
@@ -87,26 +88,23 @@ impl Tree {
     }
 
     /// The path segment of a dictionary key.
-    pub(crate) fn key_text(&self, id: ValueId) -> String {
+    pub(crate) fn key_text(&self, id: ValueId) -> Cow<'_, str> {
         match self.value(id) {
-            Value::Str(text) => text.to_string(),
-            Value::Int(n) => n.to_string(),
+            Value::Str(text) => Cow::Borrowed(text),
+            Value::Int(n) => n.to_string().into(),
             Value::Bool(true) => "True".into(),
             Value::Bool(false) => "False".into(),
-            Value::Float(x) => format!("{x:?}"),
+            Value::Float(x) => format!("{x:?}").into(),
             Value::None => "None".into(),
             Value::List(items) => {
-                let items: Vec<_> = items.iter().take(8).map(|&i| self.key_leaf(i)).collect();
-                format!("({})", items.join(","))
+                let leaf = |&item: &ValueId| match self.value(item) {
+                    Value::List(_) => Cow::Borrowed("(...)"),
+                    _ => self.key_text(item),
+                };
+                let items: Vec<_> = items.iter().take(8).map(leaf).collect();
+                format!("({})", items.join(",")).into()
             }
             _ => "<key>".into(),
-        }
-    }
-
-    fn key_leaf(&self, id: ValueId) -> String {
-        match self.value(id) {
-            Value::List(_) => "(...)".into(),
-            _ => self.key_text(id),
         }
     }
 
@@ -223,9 +221,87 @@ impl Walk<'_> {
     }
 }
 
+/// Appends a segment, or as much of it as makes the path too long for a tensor's name: nothing is done with the rest.
 fn push(path: &mut String, segment: &str) {
     if !path.is_empty() {
         path.push('.');
     }
-    path.push_str(segment);
+    let room = (MAX_NAME_BYTES + 4).saturating_sub(path.len());
+    path.push_str(&segment[..segment.ceil_char_boundary(room)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A tree of which the last value is the root.
+    fn tree(values: Vec<Value>) -> Tree {
+        Tree { root: values.len() as u32 - 1, values }
+    }
+
+    fn refused(tree: &Tree) -> usize {
+        tree.tensors().map(|found| found.len()).unwrap_err().limit
+    }
+
+    fn text(text: &str) -> Value {
+        Value::Str(text.into())
+    }
+
+    #[test]
+    fn tensors_are_named_by_their_paths() {
+        let values = vec![
+            Value::Tensor(0),
+            text("a.b"),
+            Value::Int(7),
+            Value::List(vec![0, 0]),
+            Value::Map(vec![(1, 0), (2, 3)]),
+        ];
+        let found = tree(values).tensors().unwrap();
+        let found: Vec<_> = found.iter().map(|t| (t.path.as_str(), &t.path[..t.parent], t.named)).collect();
+        assert_eq!(found, [("a.b", "", true), ("7.0", "7", false), ("7.1", "7", false)]);
+    }
+
+    #[test]
+    fn cycles_end() {
+        let mut values = vec![Value::Tensor(0), Value::List(vec![0, 1])];
+        values.push(Value::List(vec![1, 2]));
+        assert_eq!(tree(values).tensors().unwrap().len(), 1);
+    }
+
+    #[test]
+    fn rejects_nesting_past_the_limit() {
+        let nested = |levels: usize| {
+            let mut values = vec![Value::Tensor(0)];
+            values.extend((0..levels as u32).map(|below| Value::List(vec![below])));
+            tree(values)
+        };
+        assert_eq!(nested(MAX_DEPTH).tensors().unwrap().len(), 1);
+        assert_eq!(refused(&nested(MAX_DEPTH + 1)), MAX_DEPTH);
+    }
+
+    #[test]
+    fn rejects_trees_that_share_their_way_to_an_endless_walk() {
+        let mut values = vec![Value::None];
+        values.extend((0..60u32).map(|below| Value::List(vec![below; 8])));
+        assert_eq!(refused(&tree(values)), MAX_VISITS);
+    }
+
+    #[test]
+    fn rejects_more_tensors_and_longer_names_than_the_limits() {
+        let many = tree(vec![Value::Tensor(0), Value::List(vec![0; 1 << 10]), Value::List(vec![1; (1 << 10) + 1])]);
+        assert_eq!(refused(&many), MAX_TENSORS);
+        let named = |length: usize| tree(vec![Value::Tensor(0), text(&"x".repeat(length)), Value::Map(vec![(1, 0)])]);
+        assert_eq!(named(MAX_NAME_BYTES).tensors().unwrap().len(), 1);
+        assert_eq!(refused(&named(MAX_NAME_BYTES + 1)), MAX_NAME_BYTES);
+        assert_eq!(refused(&named(8 << 20)), MAX_NAME_BYTES);
+        let key = text(&"x".repeat(MAX_NAME_BYTES / 2));
+        let names = tree(vec![Value::Tensor(0), key, Value::Map(vec![(1, 0)]), Value::List(vec![2; 1 << 16])]);
+        assert_eq!(refused(&names), MAX_ALL_NAMES_BYTES);
+    }
+
+    #[test]
+    fn long_keys_of_what_is_no_tensor_are_no_trouble() {
+        let values = vec![Value::None, text(&"x".repeat(1 << 20)), Value::Map(vec![(1, 0); 10_000])];
+        assert!(tree(values).tensors().unwrap().is_empty());
+    }
 }

@@ -324,6 +324,9 @@ impl Entry {
                 return Err(wrong("its compressed data ends too early"));
             }
         }
+        if machine.total_in() != packed.len() as u64 {
+            return Err(wrong("bytes follow its compressed data"));
+        }
         if out.len() != size {
             return Err(wrong("it expands to fewer bytes than the directory says"));
         }

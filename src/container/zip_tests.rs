@@ -97,6 +97,9 @@ fn rejects_damaged_data() {
     let mut shorter = entries[1].clone();
     shorter.size -= 1;
     assert!(matches!(shorter.inflate(&file, 1 << 20), Err(ZipProblem::Entry { .. })));
+    let mut wide = entries[1].clone();
+    wide.data.end += 4;
+    assert!(matches!(wide.inflate(&file, 1 << 20), Err(ZipProblem::Entry { what, .. }) if what.contains("follow")));
     let mut bomb = entries[1].clone();
     bomb.size = 1 << 40;
     assert!(matches!(bomb.inflate(&file, u64::MAX), Err(ZipProblem::Entry { .. })));

@@ -19,7 +19,8 @@ pub const MAX_MEMO: usize = 4 << 20;
 
 /// Reads one pickle from the start of `bytes`; what follows its STOP opcode is left alone (see [`Pickle::end`]).
 ///
-/// Time and memory are linear in the length of the input; no length that the input declares is trusted.
+/// Time and memory are linear in the length of the input, texts that it uses again are shared, and no length that it
+/// declares is trusted.
 ///
 /// # Errors
 /// [`Error`] with the offset of the opcode at fault: a malformed or truncated stream, or one of the limits

@@ -1,5 +1,7 @@
 //! The values of a parsed pickle: an arena that is read by id.
 
+use std::sync::Arc;
+
 /// The place of a value in a [`Pickle`]'s arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(super) u32);
@@ -27,7 +29,7 @@ pub enum Node {
     /// A float.
     Float(f64),
     /// Text.
-    Str(Box<str>),
+    Str(Arc<str>),
     /// `bytes`, and Python 2 strings that are not UTF-8.
     Bytes(Box<[u8]>),
     /// `bytearray`.
@@ -45,9 +47,9 @@ pub enum Node {
     /// A name that Python would import: class or function.
     Global {
         /// The module, dotted.
-        module: Box<str>,
+        module: Arc<str>,
         /// The name in the module, possibly dotted.
-        name: Box<str>,
+        name: Arc<str>,
     },
     /// What Python would build by calling something.
     Object(Box<Object>),

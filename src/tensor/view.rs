@@ -23,8 +23,8 @@ pub enum ViewProblem {
         strides: Vec<usize>,
     },
     /// More dimensions than PyTorch computes with.
-    #[error("it has {0} dimensions, more than {MAX_DIMENSIONS}")]
-    Dimensions(usize),
+    #[error("it has more than {MAX_DIMENSIONS} dimensions")]
+    Dimensions,
     /// The product of the dimensions, or an offset, exceeds what this machine can address.
     #[error("its shape {shape:?} is larger than any memory")]
     Overflow {
@@ -78,7 +78,7 @@ pub(crate) fn check_view(
         return Err(ViewProblem::Rank { shape: shape.to_vec(), strides: strides.to_vec() });
     }
     if shape.len() > MAX_DIMENSIONS {
-        return Err(ViewProblem::Dimensions(shape.len()));
+        return Err(ViewProblem::Dimensions);
     }
     let overflow = || ViewProblem::Overflow { shape: shape.to_vec() };
     let size = dtype.size();
@@ -299,6 +299,7 @@ mod tests {
         assert!(matches!(at(&[usize::MAX, 2], &[0, 0], 0), Err(ViewProblem::Overflow { .. })));
         assert!(matches!(at(&[1 << 40], &[0], 0), Err(ViewProblem::Expanded { .. })));
         assert!(matches!(at(&[2], &[], 0), Err(ViewProblem::Rank { .. })));
+        assert_eq!(at(&[1; 65], &[1; 65], 0), Err(ViewProblem::Dimensions));
         assert!(matches!(at(&[2], &[usize::MAX], 1), Err(ViewProblem::Overflow { .. })));
     }
 

@@ -1,6 +1,11 @@
 //! The product's tests: every fixture through every way in, compared with what PyTorch, timm and NumPy computed.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests fail by panicking, their helpers included")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests fail by panicking, their helpers included"
+)]
 
 mod folding;
 mod objects;
