@@ -95,7 +95,7 @@ pub enum Error {
         problem: RebuildProblem,
     },
     /// The object tree is larger than any honest one.
-    #[error("{}: it holds {limit}", path.display())]
+    #[error("{}: {limit}; no checkpoint that PyTorch writes comes near it", path.display())]
     Tree {
         /// The file.
         path: PathBuf,
@@ -129,7 +129,7 @@ pub enum Error {
         problem: MatchProblem,
     },
     /// A learned lambda cannot be used.
-    #[error("{}: {tensor:?} should be a learned lambda, one finite number, but it {what}", path.display())]
+    #[error("{}: {tensor:?} should be a learned lambda, one finite number, but it {what}; train it again, or take it out in PyTorch", path.display())]
     Scale {
         /// The file.
         path: PathBuf,
@@ -138,6 +138,9 @@ pub enum Error {
         /// What it is instead.
         what: String,
     },
+    /// A text is no lambda.
+    #[error("{0}")]
+    Lambda(LambdaProblem),
     /// A lambda file cannot be used.
     #[error("{}: {problem}", path.display())]
     LambdaFile {
@@ -228,4 +231,10 @@ pub enum OutputProblem {
     /// The extension tells no format.
     #[error("its extension tells no format; name it .pth or .safetensors, or give --format")]
     UnknownFormat,
+}
+
+impl From<LambdaProblem> for Error {
+    fn from(problem: LambdaProblem) -> Error {
+        Error::Lambda(problem)
+    }
 }

@@ -292,7 +292,6 @@ impl<'c> StateDict<'c> {
         let stored = &self.checkpoint.contents.tensors[self.stored[index]];
         Placement {
             storage: stored.storage,
-            storage_bytes: self.checkpoint.contents.storages[stored.storage].size,
             offset: stored.offset,
             strides: &stored.strides,
             contiguous: is_contiguous(&stored.shape, &stored.strides),
@@ -322,8 +321,6 @@ impl<'c> StateDict<'c> {
 pub struct Placement<'c> {
     /// A number that tensors of the same checkpoint share exactly if they share a storage.
     pub storage: usize,
-    /// The size of the storage in bytes.
-    pub storage_bytes: u64,
     /// Elements before the first one.
     pub offset: usize,
     /// Elements between neighbours, for each dimension.

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use comfy_table::{Cell, CellAlignment};
+use comfy_table::Cell;
 use m2pt_surgery::tensor::shape_text;
 use m2pt_surgery::{
     Architecture, AuxRequest, BiasMode, BlockSet, DType, DepthMismatch, Error, FoldReport, FoldRequest, FoldedLayer,
@@ -16,7 +16,8 @@ use m2pt_surgery::{
 use serde_json::{Value, json};
 
 use super::DONE;
-use super::printer::Printer;
+use super::inspect::root_json;
+use super::printer::{Printer, right};
 use super::progress::Bar;
 use super::text::{bytes, counted, printable, significant};
 
@@ -47,11 +48,12 @@ pub(super) struct Args {
     output: PathBuf,
 
     /// The scale: a number, a range from the first block to the last (0.0..0.2), or one for each of some kinds of layer
-    /// (qkv=0.1,fc1=0.02)
+    /// (qkv=0.1,fc1=0.02); kinds that are not named stay as they are
     #[arg(long, value_name = "LAMBDA", allow_hyphen_values = true, conflicts_with = "lambda_file")]
     lambda: Option<String>,
 
-    /// A JSON object of scales by layer: {"blocks.0.attn.qkv": 0.1, "1.fc2": 0.02}
+    /// A JSON object of scales by layer: {"blocks.0.attn.qkv": 0.1, "1.fc2": 0.02}; each entry has to name one layer, and
+    /// layers that are not named stay as they are
     #[arg(long, value_name = "FILE")]
     lambda_file: Option<PathBuf>,
 
@@ -300,10 +302,6 @@ fn architecture(model: &Understood<'_>) -> Option<Architecture> {
     Architecture::guess(model.tensors.specs(), &model.layers)
 }
 
-fn right(text: impl ToString) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
-}
-
 /// The plan as a table: one row for each parameter and term.
 fn dry_run(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
     let plan = fold.plan();
@@ -426,6 +424,8 @@ fn report_json(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value {
             "family": model.family.as_ref().map(|r| r.family.name()),
             "architecture": architecture(model).map(|a| a.to_string()),
             "layers": model.layers.as_slice().len(),
+            "outside": model.tensors.outside(),
+            "roots": model.tensors.checkpoint().roots().iter().map(root_json).collect::<Vec<_>>(),
         })
     };
     let layers: Vec<Value> = plan
@@ -434,7 +434,10 @@ fn report_json(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value {
         .map(|folded| {
             let norms = done.and_then(|done| done.run.norms.get(folded.step).copied().flatten());
             json!({
-                "name": folded.name, "block": folded.id.block, "kind": folded.id.kind.name(),
+                "name": folded.name, "parameter": match folded.parameter {
+                    Parameter::Weight => "weight",
+                    Parameter::Bias => "bias",
+                }, "block": folded.id.block, "kind": folded.id.kind.name(),
                 "shape": folded.shape, "dtype": folded.dtype.name(), "bytes": plan.steps[folded.step].bytes(),
                 "terms": folded.terms.iter().map(|term| json!({
                     "aux": term.name, "input": term.source.input, "lambda": term.lambda,
@@ -451,7 +454,9 @@ fn report_json(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value {
             "tensors": plan.outputs.len(), "bytes": fold.file_bytes(), "written": done.is_some(),
         },
         "layers": layers,
-        "dropped": plan.dropped.iter().map(|d| json!({"name": d.name, "reason": d.reason})).collect::<Vec<_>>(),
+        "dropped": plan.dropped.iter().map(|d| json!({
+            "name": d.name, "reason": d.reason, "folded": d.folded,
+        })).collect::<Vec<_>>(),
         "notes": plan.notes,
         "non_finite": done.map(|done| done.run.non_finite.clone()),
         "seconds": done.map(|done| done.elapsed.as_secs_f64()),

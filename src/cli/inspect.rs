@@ -6,16 +6,16 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
-use comfy_table::{Cell, CellAlignment};
+use comfy_table::Cell;
 use m2pt_surgery::tensor::{Stats, decode_f64, sha256, shape_text};
 use m2pt_surgery::{
     Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, MatchProblem, Progress,
-    Recognised, RootChoice, RootProblem, StateDict, TensorSpec,
+    Recognised, Root, RootChoice, RootProblem, StateDict, TensorSpec,
 };
 use regex::Regex;
 use serde_json::{Value, json};
 
-use super::printer::Printer;
+use super::printer::{Printer, right};
 use super::progress::Bar;
 use super::text::{bytes, count, counted, printable, shortened, significant};
 use super::{DONE, lambdas};
@@ -57,7 +57,7 @@ pub(super) struct Args {
     hash: bool,
 
     /// The learned scales of a trained pathway, as a table of blocks and layers
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["stats", "hash", "pattern", "full"])]
     lambdas: bool,
 
     /// One JSON object on standard output
@@ -113,9 +113,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             "bytes": checkpoint.file_bytes(),
             "container": checkpoint.container().name(),
             "root": tensors.as_ref().map(StateDict::root),
-            "roots": checkpoint.roots().iter().map(|root| json!({
-                "path": root.path(), "tensors": root.tensors(), "ema": root.is_ema(),
-            })).collect::<Vec<_>>(),
+            "roots": checkpoint.roots().iter().map(root_json).collect::<Vec<_>>(),
             "family": family.as_ref().map(|r| r.family.name()),
             "architecture": architecture.as_ref().map(ToString::to_string),
             "tensors": listed.iter().map(tensor_json).collect::<Vec<_>>(),
@@ -151,7 +149,7 @@ fn select<'c>(args: &Args, checkpoint: &'c Checkpoint, printer: &mut Printer) ->
         Ok(tensors) => Ok(Some(tensors)),
         Err(Error::Root { problem: RootProblem::NoTensors, .. }) => Ok(None),
         Err(error @ Error::Root { .. }) if choice == RootChoice::Auto => {
-            printer.note(&format!("{error}\n      All tensors are shown by their full paths."));
+            printer.note_lines(&format!("{error}\n      All tensors are shown by their full paths."));
             Ok(Some(checkpoint.state_dict(&RootChoice::Path(String::new()))?))
         }
         Err(error) => Err(error.into()),
@@ -212,6 +210,11 @@ fn learned(tensors: &StateDict<'_>, layers: &Layers) -> Result<BTreeMap<LayerId,
         }
     }
     Ok(found)
+}
+
+/// A root as JSON output describes it.
+pub(super) fn root_json(root: &Root) -> Value {
+    json!({"path": root.path(), "tensors": root.tensors(), "ema": root.is_ema()})
 }
 
 fn tensor_json(tensor: &Listed<'_>) -> Value {
@@ -316,10 +319,6 @@ fn rows<'s>(listed: &'s [Listed<'s>], one_by_one: bool) -> Vec<Row<'s>> {
         }
     }
     rows
-}
-
-fn right(text: impl ToString) -> Cell {
-    Cell::new(text).set_alignment(CellAlignment::Right)
 }
 
 fn tensor_table(listed: &[Listed<'_>], one_by_one: bool, printer: &mut Printer) -> Result<()> {

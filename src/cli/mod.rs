@@ -38,11 +38,11 @@ struct Cli {
     command: Command,
 
     /// When to use colours
-    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, value_name = "WHEN")]
+    #[arg(long, global = true, value_enum, default_value_t = Colour::Auto, value_name = "WHEN", help_heading = "Output")]
     color: Colour,
 
     /// Print nothing but results and errors: no notes, no progress
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = "Output")]
     quiet: bool,
 }
 
@@ -75,6 +75,11 @@ pub(crate) fn main() -> ExitCode {
         // All other errors of the operating system come with their file.
         Err(error) if error.is::<io::Error>() => {
             printer.error(&format!("cannot write to standard output: {error}"));
+            ExitCode::from(FAILED)
+        }
+        // Lists the roots, one a line, their names escaped.
+        Err(error) if matches!(error.downcast_ref(), Some(m2pt_surgery::Error::Root { .. })) => {
+            printer.error_lines(&format!("{error:#}"));
             ExitCode::from(FAILED)
         }
         Err(error) => {

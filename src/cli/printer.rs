@@ -2,7 +2,7 @@
 
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
-use comfy_table::{ContentArrangement, LineStyle, Table, TableStyle};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::Colour;
 use super::text::printable;
@@ -45,15 +45,26 @@ impl Printer {
         writeln!(self.out, "{value:#}")
     }
 
-    /// What the user should know besides the result.
+    /// What the user should know besides the result: one line, whatever names from a file are in it.
     pub(super) fn note(&mut self, text: &str) {
+        self.note_lines(&printable(text));
+    }
+
+    /// A note of several lines, of which the program itself made the line breaks.
+    pub(super) fn note_lines(&mut self, text: &str) {
         if !self.quiet {
             // Nobody can be told that standard error is gone.
             let _ = writeln!(io::stderr(), "note: {}", safe(text));
         }
     }
 
+    /// Why the command failed: one line, whatever names from a file are in it.
     pub(super) fn error(&mut self, text: &str) {
+        self.error_lines(&printable(text));
+    }
+
+    /// An error of several lines, of which the program itself made the line breaks.
+    pub(super) fn error_lines(&mut self, text: &str) {
         let _ = self.out.flush();
         let _ = writeln!(io::stderr(), "error: {}", safe(text));
     }
@@ -83,4 +94,9 @@ impl Printer {
 /// The lines of a message, control characters made visible.
 fn safe(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
+}
+
+/// A cell of numbers.
+pub(super) fn right(text: impl ToString) -> Cell {
+    Cell::new(text).set_alignment(CellAlignment::Right)
 }

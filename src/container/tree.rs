@@ -62,7 +62,7 @@ pub(crate) struct Tree {
 
 /// Why the tree cannot be walked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than {limit} {what}, the limit of this reader")]
+#[error("its objects take more than {limit} {what}, the limit of this reader")]
 pub struct TreeLimit {
     /// What there is too much of.
     pub what: &'static str,
@@ -167,7 +167,7 @@ impl Walk<'_> {
         let limit = |what, limit| Err(TreeLimit { what, limit });
         self.visits += 1;
         if self.visits > MAX_VISITS {
-            return limit("values reached", MAX_VISITS);
+            return limit("steps to walk through", MAX_VISITS);
         }
         if depth > MAX_DEPTH {
             return limit("levels of nesting", MAX_DEPTH);

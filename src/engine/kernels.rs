@@ -13,13 +13,13 @@ pub(super) trait Real: Copy + Default + std::ops::Add<Output = Self> + std::ops:
     /// `lambda` rounded to this type.
     fn lambda(value: f64) -> Self;
     fn to_f64(self) -> f64;
-    /// Appends little-endian elements of `dtype`, all exactly representable in this type.
+    /// Appends little-endian elements of `dtype`, one of the types that are folded and no wider than this one.
     fn load(dtype: DType, bytes: &[u8], out: &mut Vec<Self>);
     /// Appends `values` as little-endian elements of `dtype`, rounded to nearest even.
     fn store(dtype: DType, values: &[Self], out: &mut Vec<u8>);
 }
 
-/// Buffers for half-precision elements, aligned.
+/// The bits of half-precision elements.
 fn halves(bytes: &[u8]) -> impl Iterator<Item = u16> + '_ {
     bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b))
 }
@@ -42,7 +42,6 @@ impl Real for f32 {
                 values.convert_to_f32_slice(&mut out[start..]);
             }
             DType::BF16 => out.extend(halves(bytes).map(|bits| f32::from_bits(u32::from(bits) << 16))),
-            DType::F64 => out.extend(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b) as f32)),
             _ => out.extend(bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b))),
         }
     }

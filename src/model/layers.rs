@@ -23,7 +23,12 @@ impl Linear {
         let weight = keys.take(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = keys.take_if_there(&format!("{name}.bias"), &[outputs])?;
         let pathway = match keys.take_if_there(&format!("{name}.{AUX_WEIGHT}"), &[outputs, inputs])? {
-            Some(aux) => Some((aux, keys.take(&format!("{name}.{SCALE}"), &[1])?)),
+            Some(aux) => {
+                let scale = format!("{name}.{SCALE}");
+                // A scalar, or the reference module's tensor of one element.
+                let shape = if keys.shape(&scale)?.is_empty() { &[][..] } else { &[1] };
+                Some((aux, keys.take(&scale, shape)?))
+            }
             None => None,
         };
         Ok(Linear { weight, bias, pathway })

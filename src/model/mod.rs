@@ -35,6 +35,16 @@ pub enum ModelError {
         /// What is needed, in words or as a shape.
         needed: String,
     },
+    /// A configuration that no model has.
+    #[error("{heads} heads on a width of {width} with patches of {} x {}: the heads have to divide the width, and patches have an area", patch.0, patch.1)]
+    Config {
+        /// Attention heads.
+        heads: usize,
+        /// Width of a token.
+        width: usize,
+        /// Height and width of a patch.
+        patch: (usize, usize),
+    },
     /// A tensor is of a type that models are not run from.
     #[error("{name:?} is {dtype}; models run from float64, float32, float16 and bfloat16 weights")]
     Type {

@@ -55,9 +55,6 @@ impl Config {
         let &[width, channels, high, wide] = embedding else {
             return Err(wrong("patch_embed.proj.weight", embedding, "[width, channels, height, width of a patch]"));
         };
-        if heads == 0 || !width.is_multiple_of(heads) || high * wide == 0 {
-            return Err(wrong("patch_embed.proj.weight", embedding, &format!("a width that {heads} heads divide")));
-        }
         let positions = keys.shape("pos_embed")?;
         let &[1, tokens, _] = positions else {
             return Err(wrong("pos_embed", positions, "[1, tokens, width]"));
@@ -97,6 +94,10 @@ impl Vit {
     /// # Errors
     /// [`ModelError`]: a tensor is missing, left over, or of the wrong shape or type.
     pub fn new(config: &Config, tensors: &StateDict<'_>, device: &Device) -> Result<Vit, ModelError> {
+        let Config { heads, width, patch, .. } = *config;
+        if heads == 0 || !width.is_multiple_of(heads) || patch.0 == 0 || patch.1 == 0 {
+            return Err(ModelError::Config { heads, width, patch });
+        }
         let mut owned = Keys::new(tensors, device);
         let keys = &mut owned;
         let (width, (high, wide)) = (config.width, config.patch);

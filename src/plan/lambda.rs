@@ -56,6 +56,11 @@ pub enum LambdaProblem {
         /// The other one.
         second: String,
     },
+    /// A lambda for a kind of layer that is not folded.
+    #[error(
+        "a lambda is given for {0} layers, but none of them is chosen; leave out {0}=NUMBER or change --layers and --blocks"
+    )]
+    UnusedKind(LayerKind),
     /// A chosen kind of layer has no lambda.
     #[error("{0} layers are chosen, but no lambda is given for them; add {0}=NUMBER or leave them out with --layers")]
     NoneFor(LayerKind),
@@ -173,6 +178,9 @@ impl LambdaSpec {
             LambdaSpec::Kinds(kinds) => {
                 if let Some(kind) = chosen.into_iter().flatten().find(|kind| !kinds.contains_key(kind)) {
                     return Err(LambdaProblem::NoneFor(*kind));
+                }
+                if let Some(kind) = kinds.keys().find(|kind| !layers.iter().any(|layer| layer.id.kind == **kind)) {
+                    return Err(LambdaProblem::UnusedKind(*kind));
                 }
                 let lambda = |layer: &&Layer| Some(at(*kinds.get(&layer.id.kind)?, layer.id));
                 Ok(layers.iter().map(lambda).collect())

@@ -55,7 +55,7 @@ mod tests {
     }
 
     fn placement(storage: usize, offset: usize, strides: &[usize]) -> Placement<'_> {
-        Placement { storage, storage_bytes: 4000, offset, strides, contiguous: false }
+        Placement { storage, offset, strides, contiguous: false }
     }
 
     #[test]

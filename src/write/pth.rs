@@ -1,4 +1,4 @@
-//! The zip archive of `torch.save`, as PyTorch 2.15 writes it.
+//! The zip archive of `torch.save`, as PyTorch 2.15 writes it, but for its optional `.data/serialization_id`.
 //!
 //! ```text
 //! archive/data.pkl             protocol 2: OrderedDict of _rebuild_tensor_v2 (_v3 for the newer types)

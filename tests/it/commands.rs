@@ -67,6 +67,7 @@ fn refusals_say_what_where_and_what_to_do() {
         (&[vit, "--aux", speech, "--lambda", "x"], &["--lambda", "\"x\"", "0.0..0.2"]),
         (&[vit, "--aux", speech, "--lambda", "0.1", "--blocks", "6"], &["block 6", "0-5"]),
         (&[vit, "--aux", speech, "--lambda", "qkv=1", "--layers", "fc1"], &["fc1", "--layers"]),
+        (&[vit, "--aux", speech, "--lambda", "qkv=1,fc1=2", "--layers", "qkv"], &["fc1 layers", "fc1=NUMBER"]),
         (
             &[vit, "--aux", "fixtures/layouts/mae_tiny.pth", "--lambda", "1", "--blocks", "0"],
             &["blocks.0.attn.qkv.weight", "[192, 64]", "[48, 16]", "mae_tiny.pth"],
@@ -120,11 +121,44 @@ fn learned_lambdas_are_the_recorded_ones() {
     let report: Value = serde_json::from_str(&succeed(&["inspect", "fixtures/mnist_pathway.pth", "--json"])).unwrap();
     let lambdas = report["lambdas"].as_object().unwrap();
     assert_eq!(lambdas.len(), 24);
-    let training = expected("training.json").to_string();
-    for (layer, lambda) in lambdas {
-        // The generator records them as Python prints a float that came from float32.
-        assert!(training.contains(&lambda.to_string()), "{layer} {lambda}");
+    for (module, theirs) in expected("training.json")["mnist_pathway"]["cross_modal_scale"].as_object().unwrap() {
+        // blocks.0.attn.qkv -> 0.qkv
+        let parts: Vec<&str> = module.split('.').collect();
+        assert_eq!(&lambdas[&format!("{}.{}", parts[1], parts[3])], theirs, "{module}");
     }
+}
+
+#[test]
+fn fold_json_has_the_documented_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("merged.pth");
+    let args =
+        ["fold", "fixtures/mnist_vit.pth", "--aux", "fixtures/speech_vit.pth", "--lambda", "0.1", "--json", "-o"];
+    let text = succeed(&[&args[..], &[output.to_str().unwrap(), "--bias", "fold"]].concat());
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
+    assert_eq!(keys(&report), "target aux output layers dropped notes non_finite seconds");
+    let model = "file root family architecture layers outside roots";
+    assert_eq!((keys(&report["target"]), keys(&report["aux"][0])), (model.into(), model.into()));
+    assert_eq!(keys(&report["output"]), "file format tensors bytes written");
+    let layer = "name parameter block kind shape dtype bytes terms relative_change";
+    assert_eq!(keys(&report["layers"][0]), layer);
+    assert_eq!(keys(&report["layers"][0]["terms"][0]), "aux input lambda");
+    assert_eq!(report["layers"].as_array().unwrap().len(), 48);
+    assert_eq!(report["layers"][1]["parameter"], "bias");
+    assert_eq!(report["output"]["bytes"], output.metadata().unwrap().len());
+    let pathway = ["fold", "fixtures/mnist_pathway.pth", "--json", "--dry-run", "-o", "nothing.pth", "--quiet"];
+    let report: Value = serde_json::from_str(&succeed(&pathway)).unwrap();
+    assert_eq!(keys(&report["dropped"][0]), "name reason folded");
+    assert_eq!((&report["output"]["written"], &report["seconds"]), (&json!(false), &Value::Null));
+    assert_eq!(report["target"]["outside"], json!(300));
+}
+
+#[test]
+fn quiet_leaves_out_notes() {
+    let inspect = ["inspect", "fixtures/layouts/ema_only.pth"];
+    assert!(!run(&inspect).stderr.is_empty());
+    assert!(run(&[&inspect[..], &["--quiet"]].concat()).stderr.is_empty());
 }
 
 #[test]
@@ -145,7 +179,9 @@ fn a_closed_pipe_is_no_error() {
 #[test]
 fn colours_are_for_terminals_and_for_those_who_ask() {
     let lambdas = ["inspect", "fixtures/mnist_pathway.pth", "--lambdas"];
-    assert!(!succeed(&lambdas).contains('\x1b'));
+    let mut piped = command();
+    let output = piped.env_remove("NO_COLOR").args(lambdas).output().unwrap();
+    assert!(!String::from_utf8(output.stdout).unwrap().contains('\x1b'), "a pipe is no terminal");
     assert!(succeed(&[&lambdas[..], &["--color", "always"]].concat()).contains('\x1b'));
 }
 

@@ -201,8 +201,20 @@ fn depth_mismatch_is_an_error_unless_the_common_blocks_are_asked_for() {
     let FoldProblem::Depth { target_blocks, aux_blocks, .. } = refused else { panic!("{refused:?}") };
     assert_eq!((target_blocks, aux_blocks), (vec![0, 1, 2, 3, 4, 5], vec![0, 1, 2, 3]));
 
+    // Six blocks with other numbers are no match either.
+    let shifted = folder.copy("shifted.safetensors", &tensors, |name| {
+        let (block, rest) = name.strip_prefix("blocks.")?.split_once('.')?;
+        Some(format!("blocks.{}.{rest}", block.parse::<usize>().unwrap() + 1))
+    });
+    let mut first = folder.request(&target, &[&shifted], Some("0.1"));
+    first.depth_mismatch = DepthMismatch::First;
+    assert!(matches!(problem(first), FoldProblem::Numbering { .. }));
+
     let mut first = folder.request(&target, &[&shallow], Some("0.1"));
     first.depth_mismatch = DepthMismatch::First;
+    let inputs = first.clone().open().unwrap();
+    let notes = inputs.plan().unwrap().plan().notes.join("\n");
+    assert!(notes.contains("mnist_vit.pth: blocks 4-5 have no counterpart in"), "{notes}");
     let mut chosen = folder.request(&target, &[&fixture("speech_vit.pth")], Some("0.1"));
     chosen.blocks = m2pt_surgery::BlockSet::parse("0-3");
     assert_eq!(fold(first).unwrap(), fold(chosen).unwrap());

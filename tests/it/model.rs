@@ -88,6 +88,16 @@ fn pooled_models_of_other_channels_and_grids_run() {
 }
 
 #[test]
+fn rejects_heads_that_do_not_divide_the_width() {
+    let checkpoint = Checkpoint::open(fixture("mnist_vit.pth")).unwrap();
+    let tensors = checkpoint.state_dict(&RootChoice::Auto).unwrap();
+    for heads in [0, 5] {
+        let config = Config::new(&tensors, heads).unwrap();
+        assert!(matches!(Vit::new(&config, &tensors, &Device::Cpu), Err(ModelError::Config { .. })));
+    }
+}
+
+#[test]
 fn rejects_tensors_that_are_missing_or_left_over() {
     let checkpoint = Checkpoint::open(fixture("layouts/mae_tiny.pth")).unwrap();
     let tensors = checkpoint.state_dict(&RootChoice::Auto).unwrap();

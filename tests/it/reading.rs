@@ -1,7 +1,7 @@
 //! Reading: every tensor of every fixture is, bit for bit, what PyTorch reads.
 
 use m2pt_surgery::tensor::Stats;
-use m2pt_surgery::{Checkpoint, Error, RootChoice, RootProblem, Source, StateDict};
+use m2pt_surgery::{Checkpoint, Error, RootChoice, RootProblem, StateDict};
 use serde_json::{Value, json};
 
 use crate::support::{digests, expected, fixture, recorded, whole};
@@ -135,7 +135,4 @@ fn views_of_one_storage_know_it() {
     let expanded = tensors.find("expanded").unwrap();
     assert!(tensors.placement(expanded).strides.contains(&0));
     assert!(!tensors.placement(tensors.find("transposed").unwrap()).contiguous);
-    // A source is a plain tensor unless the plan says otherwise; this is what plans refer to tensors by.
-    let reference = m2pt_surgery::TensorRef { input: 0, tensor: expanded };
-    assert_eq!(Source::Tensor(reference).tensor(), reference);
 }

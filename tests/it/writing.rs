@@ -95,9 +95,24 @@ fn the_sidecar_holds_the_provenance() {
     let path = folder.path().join("merged.pth");
     fold(&path, &["--report"]);
     let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("merged.pth.json")).unwrap()).unwrap();
-    assert_eq!(report["inputs"][0], json!({"role": "target", "sha256": HASH_TARGET, "root": null, "pattern": null}));
+    let input = |role, hash, root, family| json!({"role": role, "sha256": hash, "root": root, "family": family, "pattern": null});
+    assert_eq!(report["inputs"][0], input("target", HASH_TARGET, "", "timm"));
+    assert_eq!(report["inputs"][1], input("auxiliary", HASH_AUX, "model", "audio-mae"));
     assert_eq!(report["options"]["bias"], "keep");
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
+}
+
+#[test]
+fn provenance_tells_the_lambdas_of_several_auxiliaries_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("merged.pth");
+    let (qkv, all) = ("fixtures/speech_vit.pth=qkv=0.1", "fixtures/mnist_early.pth=0.2");
+    let output = path.to_str().unwrap();
+    succeed(&["fold", "fixtures/mnist_vit.pth", "--aux", qkv, "--aux", all, "--report", "-o", output]);
+    let report: Value = serde_json::from_slice(&std::fs::read(folder.path().join("merged.pth.json")).unwrap()).unwrap();
+    let (first, second) = (json!({"input": 1, "lambda": 0.1}), json!({"input": 2, "lambda": 0.2}));
+    assert_eq!(report["lambdas"]["blocks.0.attn.qkv.weight"], json!([first, second]));
+    assert_eq!(report["lambdas"]["blocks.0.mlp.fc1.weight"], json!([second]));
 }
 
 #[test]

@@ -2,14 +2,19 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::{BiasMode, BlockSet, DepthMismatch, Dropped, FoldOptions, FoldedLayer, Parameter, Side};
+use super::{AuxSide, BiasMode, BlockSet, Dropped, FoldOptions, FoldedLayer, Parameter, Side};
 use crate::naming::SCALE;
 use crate::plan::share::{self, Group};
 use crate::plan::{Output, Plan, Sharing, Source, Step, TensorRef, Term};
 use crate::tensor::{TensorSpec, contiguous_strides};
 
 /// The plan that writes `target` with the parameters `folded` in place of its own.
-pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<FoldedLayer>) -> Plan {
+pub(super) fn plan(
+    target: &Side<'_>,
+    aux: &[AuxSide<'_>],
+    options: &FoldOptions,
+    mut folded: Vec<FoldedLayer>,
+) -> Plan {
     let specs = target.specs;
     let layers = target.layers.as_slice();
     let pathway: BTreeSet<usize> = layers.iter().flat_map(|l| [l.scale, l.aux_weight]).flatten().collect();
@@ -23,7 +28,7 @@ pub(super) fn plan(target: &Side<'_>, options: &FoldOptions, mut folded: Vec<Fol
         .flat_map(|layer| [layer.scale, layer.aux_weight])
         .flatten()
         .collect();
-    let mut plan = Plan { notes: notes(target, options, &folded, &groups, &changed), ..Plan::default() };
+    let mut plan = Plan { notes: notes(target, aux, options, &folded, &groups, &changed), ..Plan::default() };
 
     let mut step_of_group = vec![None; groups.len()];
     let mut group_of = vec![None; specs.len()];
@@ -80,6 +85,7 @@ fn reason(name: &str, folded: bool) -> &'static str {
 /// What the user should know of the target and of what becomes of it.
 fn notes(
     target: &Side<'_>,
+    aux: &[AuxSide<'_>],
     options: &FoldOptions,
     folded: &[FoldedLayer],
     groups: &[Group],
@@ -89,7 +95,7 @@ fn notes(
     let mut notes = Vec::new();
     if options.sharing == Sharing::Copy {
         for group in groups.iter().filter(|group| group.members.len() > 1) {
-            let names: Vec<_> = group.members.iter().map(|&i| shown(&specs[i].name)).collect();
+            let names: Vec<_> = group.members.iter().map(|&i| specs[i].name.as_str()).collect();
             notes.push(format!("{} share their data; safetensors holds each as a copy", names.join(", ")));
         }
     }
@@ -100,29 +106,35 @@ fn notes(
             names.filter(|name| changed.contains(*name) == wanted).collect()
         };
         if group.members.len() > 1 && !names(true).is_empty() {
-            let all = [names(true), names(false)].concat().into_iter().map(shown).collect::<Vec<_>>().join(", ");
+            let all = [names(true), names(false)].concat().join(", ");
             notes.push(format!("{all} share their data in {}; the folded ones are written apart", target.file));
         }
     }
     let pathways = target.layers.learned() > 0;
     let kept = target.layers.as_slice().iter().filter(|layer| !changed.contains(&specs[layer.weight].name));
-    let kept: Vec<String> = kept.map(|layer| shown(&layer.module)).collect();
+    let kept: Vec<&str> = kept.map(|layer| layer.module.as_str()).collect();
     if pathways && !kept.is_empty() {
         let kept = kept.join(", ");
         notes.push(format!("only the plain weight is kept of {kept}: no pathway, not chosen, or a lambda of 0"));
     }
-    if options.depth_mismatch == DepthMismatch::First && options.blocks.is_none() {
-        let folded: BTreeSet<usize> = folded.iter().map(|f| f.id.block).collect();
-        let kept: Vec<usize> = target.layers.blocks().into_iter().filter(|block| !folded.contains(block)).collect();
-        if !kept.is_empty() {
-            notes.push(format!("blocks {} have no counterpart in the auxiliary and are kept", BlockSet::of(&kept)));
+    let target_blocks = target.layers.blocks();
+    for side in aux.iter().map(|aux| &aux.side) {
+        let aux_blocks = side.layers.blocks();
+        let left = |all: &[usize], others: &[usize]| -> Vec<usize> {
+            all.iter().copied().filter(|block| !others.contains(block)).collect()
+        };
+        let (alone, unused) = (left(&target_blocks, &aux_blocks), left(&aux_blocks, &target_blocks));
+        for (blocks, of, other) in [(alone, &target.file, &side.file), (unused, &side.file, &target.file)] {
+            if !blocks.is_empty() {
+                notes.push(format!("{of}: blocks {} have no counterpart in {other}", BlockSet::of(&blocks)));
+            }
         }
     }
     if options.bias == BiasMode::Fold && folded.iter().all(|f| f.parameter == Parameter::Weight) {
         notes.push("--bias fold: the auxiliary's layers have no biases, so that none was folded".into());
     }
     let any = |what: fn(&str) -> bool| specs.iter().any(|spec| what(&spec.name));
-    if any(|name| name.rsplit('.').next() == Some("mask_token") || name.starts_with("decoder_")) {
+    if any(|name| name.split('.').any(|part| part == "mask_token" || part.starts_with("decoder_"))) {
         notes.push("the target is a pre-training checkpoint (mask_token, decoder): the output keeps all of it, and is no plain ViT".into());
     }
     if any(|name| name.ends_with("attn.q_bias")) {
@@ -130,16 +142,11 @@ fn notes(
     }
     if let Some(cast) = options.dtype {
         let skipped = |spec: &&TensorSpec| spec.dtype.is_float() && !spec.dtype.is_foldable() && spec.dtype != cast;
-        let names: Vec<String> = specs.iter().filter(skipped).map(|spec| shown(&spec.name)).collect();
+        let names: Vec<&str> = specs.iter().filter(skipped).map(|spec| spec.name.as_str()).collect();
         if !names.is_empty() {
             notes
                 .push(format!("{} are 8-bit floats and stay so; --dtype casts the wider types only", names.join(", ")));
         }
     }
     notes
-}
-
-/// A name as it may stand in a message: nothing in it can pass for a line of its own.
-fn shown(name: &str) -> String {
-    name.escape_debug().to_string()
 }

@@ -125,7 +125,7 @@ pub(crate) fn fold(
     if folded.is_empty() {
         return Err(FoldProblem::NothingFolded { target: target.file.clone() });
     }
-    Ok(build::plan(target, options, folded))
+    Ok(build::plan(target, aux, options, folded))
 }
 
 /// A term before it is checked: the auxiliary's input number, its layer, its tensor, lambda.
@@ -152,6 +152,10 @@ fn choose<'a>(target: &'a Side<'_>, options: &FoldOptions) -> Result<Vec<&'a Lay
     if chosen.is_empty() {
         let (target, blocks) = (target.file.clone(), BlockSet::of(&blocks).to_string());
         return Err(FoldProblem::NothingChosen { target, blocks });
+    }
+    let missing = |kind: &&LayerKind| !chosen.iter().any(|layer| layer.id.kind == **kind);
+    if let Some(&kind) = options.kinds.iter().flatten().find(missing) {
+        return Err(FoldProblem::NoSuchKind { target: target.file.clone(), kind });
     }
     Ok(chosen)
 }
@@ -248,8 +252,13 @@ fn check_depth(target: &Side<'_>, aux: &Side<'_>, options: &FoldOptions) -> Resu
         Some(BlockSet(chosen)) => chosen.iter().all(|block| aux_blocks.contains(block)),
         None => target_blocks == aux_blocks || options.depth_mismatch == DepthMismatch::First,
     };
-    if fits {
+    if fits && (target_blocks.len() != aux_blocks.len() || target_blocks == aux_blocks || options.blocks.is_some()) {
         return Ok(());
+    }
+    if target_blocks.len() == aux_blocks.len() && target_blocks != aux_blocks && options.blocks.is_none() {
+        let (target_blocks, aux_blocks) = (BlockSet::of(&target_blocks), BlockSet::of(&aux_blocks));
+        let (target, aux) = (target.file.clone(), aux.file.clone());
+        return Err(FoldProblem::Numbering { target, target_blocks, aux, aux_blocks });
     }
     Err(FoldProblem::Depth { target: target.file.clone(), target_blocks, aux: aux.file.clone(), aux_blocks })
 }

@@ -32,7 +32,7 @@ pub enum DepthMismatch {
 pub struct BlockSet(pub(super) BTreeSet<usize>);
 
 impl BlockSet {
-    /// The most blocks that a text may name.
+    /// The most blocks that one range of a text may name.
     const MAX: usize = 4096;
 
     /// Reads numbers and ranges, both ends included, separated by commas; `None` if it is none of that.

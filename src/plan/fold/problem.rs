@@ -1,7 +1,7 @@
 //! Why a fold cannot be planned.
 
 use super::BlockSet;
-use crate::naming::LayerId;
+use crate::naming::{LayerId, LayerKind};
 use crate::plan::LambdaProblem;
 use crate::tensor::{DType, shape_text};
 
@@ -118,6 +118,29 @@ pub enum FoldProblem {
         aux: String,
         /// The numbers of its blocks.
         aux_blocks: Vec<usize>,
+    },
+    /// Target and auxiliary have as many blocks, but number them differently.
+    #[error(
+        "the blocks are numbered differently: {target} has {target_blocks}, {aux} has {aux_blocks}; write an --aux-pattern or \
+         --target-pattern whose group `block` captures the same numbers in both"
+    )]
+    Numbering {
+        /// The target.
+        target: String,
+        /// The numbers of its blocks.
+        target_blocks: BlockSet,
+        /// The auxiliary.
+        aux: String,
+        /// The numbers of its blocks.
+        aux_blocks: BlockSet,
+    },
+    /// A chosen kind of layer does not exist among the chosen blocks.
+    #[error("--layers names {kind}, but {target} has no such layer in the chosen blocks")]
+    NoSuchKind {
+        /// The target.
+        target: String,
+        /// The kind.
+        kind: LayerKind,
     },
     /// The auxiliary lacks a layer in a block that it has.
     #[error(

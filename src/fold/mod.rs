@@ -1,0 +1,279 @@
+//! The fold, end to end: open, match, plan, run, publish.
+
+mod provenance;
+mod request;
+
+pub use request::{AuxRequest, FoldRequest};
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
+use crate::engine::{self, Progress, RunReport};
+use crate::error::{Error, Result};
+use crate::naming::{Family, Flags, Layers, Recognised, Selector};
+use crate::plan::{self, AuxSide, DepthMismatch, FoldOptions, Plan, Side};
+use crate::tensor::decode_f64;
+use crate::write::{ScratchFile, check_target};
+
+/// The open inputs of a fold.
+#[derive(Debug)]
+pub struct FoldInputs {
+    request: FoldRequest,
+    target: Checkpoint,
+    aux: Vec<Checkpoint>,
+}
+
+/// One model of a fold, as it was understood.
+#[derive(Debug)]
+pub struct Understood<'c> {
+    /// Its tensors.
+    pub tensors: StateDict<'c>,
+    /// The family that it was recognised as, unless a pattern was given.
+    pub family: Option<Recognised>,
+    /// Its linear layers.
+    pub layers: Layers,
+}
+
+impl<'c> Understood<'c> {
+    /// Takes the root `choice` of a checkpoint and finds its layers, by `pattern` or by its family's.
+    ///
+    /// # Errors
+    /// [`Error::Root`], [`Error::Match`].
+    fn new(checkpoint: &'c Checkpoint, choice: &RootChoice, pattern: Option<&Selector>, flags: Flags) -> Result<Self> {
+        let tensors = checkpoint.state_dict(choice)?;
+        let family = if pattern.is_none() { Family::recognise(tensors.specs()) } else { None };
+        // Where no family is recognised, timm's names are what is looked for, and what an error speaks of.
+        let fallback = || Family::all().iter().find(|f| f.name() == "timm").map(Family::selector);
+        let selector = pattern.or(family.as_ref().map(|r| r.family.selector())).or_else(fallback);
+        let layers = match selector {
+            Some(selector) => Layers::find(tensors.specs(), selector, flags)
+                .map_err(|problem| Error::Match { path: checkpoint.path().to_owned(), problem })?,
+            None => Layers::default(),
+        };
+        Ok(Understood { tensors, family, layers })
+    }
+
+    fn side(&self) -> Side<'_> {
+        let specs = self.tensors.specs();
+        Side {
+            file: self.tensors.checkpoint().path().display().to_string(),
+            specs,
+            placements: (0..specs.len()).map(|i| self.tensors.placement(i)).collect(),
+            layers: self.layers.clone(),
+        }
+    }
+}
+
+impl FoldInputs {
+    /// Matches the layers, plans the fold, lays out the output, and checks that it can be put where it should go.
+    /// Reads nothing but learned lambdas, and writes nothing.
+    ///
+    /// # Errors
+    /// [`Error`]: whatever stands in the way of the fold.
+    pub fn plan(&self) -> Result<PlannedFold<'_>> {
+        let request = &self.request;
+        let target =
+            Understood::new(&self.target, &request.target_root, request.target_pattern.as_ref(), Flags::TARGET)?;
+        let aux = self
+            .aux
+            .iter()
+            .map(|aux| Understood::new(aux, &request.aux_root, request.aux_pattern.as_ref(), Flags::AUX))
+            .collect::<Result<Vec<_>>>()?;
+        let scales = learned_scales(&target)?;
+        let sides: Vec<AuxSide<'_>> = aux
+            .iter()
+            .zip(&request.aux)
+            .map(|(aux, asked)| AuxSide { side: aux.side(), lambda: asked.lambda.clone().or(request.lambda.clone()) })
+            .collect();
+        self.check_used(&scales)?;
+        let options = FoldOptions {
+            kinds: request.kinds.clone(),
+            blocks: request.blocks.clone(),
+            bias: request.bias,
+            depth_mismatch: request.depth_mismatch,
+            dtype: request.dtype,
+            sharing: request.format.sharing(),
+        };
+        let mut plan =
+            plan::fold(&target.side(), &sides, &scales, &options).map_err(|problem| Error::Fold(Box::new(problem)))?;
+        for (aux, asked) in aux.iter().zip(&request.aux).filter(|(aux, _)| aux.layers.learned() > 0) {
+            plan.notes.push(format!(
+                "{} carries {} learned pathways of its own, which are not used: fold it first to take them along",
+                asked.path.display(),
+                aux.layers.learned()
+            ));
+        }
+        drop(sides);
+        let mut planned = PlannedFold { inputs: self, target, aux, plan, file_bytes: 0 };
+        planned.file_bytes = planned.layout(None)?.file_bytes();
+        planned.note_left_behind();
+        check_target(&request.output, request.force)?;
+        if request.sidecar {
+            check_target(&request.sidecar_path(), request.force)?;
+        }
+        Ok(planned)
+    }
+
+    /// Refuses options that would be ignored silently.
+    fn check_used(&self, scales: &[Option<f64>]) -> Result<()> {
+        let request = &self.request;
+        let unused = |option, why| Err(Error::Fold(Box::new(plan::FoldProblem::Unused { option, why })));
+        let no_aux = "there is no --aux";
+        if request.lambda.is_some() && request.aux.is_empty() && scales.iter().any(Option::is_some) {
+            let target = request.target.display().to_string();
+            return Err(Error::Fold(Box::new(plan::FoldProblem::LambdaOnLearned { target })));
+        }
+        if request.lambda.is_some() && !request.aux.is_empty() && request.aux.iter().all(|aux| aux.lambda.is_some()) {
+            return unused("--lambda", "every --aux has a lambda of its own");
+        }
+        if request.aux_root != RootChoice::Auto && request.aux.is_empty() {
+            return unused("--aux-root", no_aux);
+        }
+        if request.aux_pattern.is_some() && request.aux.is_empty() {
+            return unused("--aux-pattern", no_aux);
+        }
+        if request.depth_mismatch == DepthMismatch::First && request.aux.is_empty() {
+            return unused("--depth-mismatch", no_aux);
+        }
+        Ok(())
+    }
+}
+
+/// The learned lambda of each layer, in order: one finite number each.
+fn learned_scales(target: &Understood<'_>) -> Result<Vec<Option<f64>>> {
+    let read = |scale: usize| -> Result<f64> {
+        let spec = &target.tensors.specs()[scale];
+        let wrong = |what: String| Error::Scale {
+            path: target.tensors.checkpoint().path().to_owned(),
+            tensor: spec.name.clone(),
+            what,
+        };
+        if spec.numel() != 1 {
+            return Err(wrong(format!("has the shape {:?}", spec.shape)));
+        }
+        if !spec.dtype.is_foldable() {
+            return Err(wrong(format!("is {}", spec.dtype)));
+        }
+        let mut value = Vec::new();
+        let data = target.tensors.tensor(scale)?;
+        decode_f64(spec.dtype, &data.view().to_vec(), &mut value).map_err(|error| wrong(error.to_string()))?;
+        match value.as_slice() {
+            &[value] if value.is_finite() => Ok(value),
+            _ => Err(wrong(format!("is {value:?}"))),
+        }
+    };
+    target.layers.as_slice().iter().map(|layer| layer.scale.map(read).transpose()).collect()
+}
+
+/// A fold that is planned, and only has to be run.
+#[derive(Debug)]
+pub struct PlannedFold<'i> {
+    inputs: &'i FoldInputs,
+    target: Understood<'i>,
+    aux: Vec<Understood<'i>>,
+    plan: Plan,
+    file_bytes: u64,
+}
+
+/// What a fold did.
+#[derive(Clone, Debug)]
+pub struct FoldReport {
+    /// What the run found.
+    pub run: RunReport,
+    /// Bytes of the output.
+    pub file_bytes: u64,
+    /// Time from the first byte read to the file being published.
+    pub elapsed: Duration,
+}
+
+impl<'i> PlannedFold<'i> {
+    /// What was asked for.
+    #[must_use]
+    pub fn request(&self) -> &'i FoldRequest {
+        &self.inputs.request
+    }
+
+    /// The target.
+    #[must_use]
+    pub fn target(&self) -> &Understood<'i> {
+        &self.target
+    }
+
+    /// The auxiliaries, in order.
+    #[must_use]
+    pub fn aux(&self) -> &[Understood<'i>] {
+        &self.aux
+    }
+
+    /// What will be written.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The size of the output file, in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Bytes that the run will report as progress: those of tensor data written, and those of inputs hashed.
+    #[must_use]
+    pub fn work_bytes(&self) -> u64 {
+        let inputs = std::iter::once(&self.inputs.target).chain(&self.inputs.aux);
+        let hashed: u64 = inputs.filter(|_| self.hashes_inputs()).map(Checkpoint::file_bytes).sum();
+        self.plan.bytes() + hashed
+    }
+
+    /// Notes what the target holds that is no tensor, and that the output therefore lacks.
+    fn note_left_behind(&mut self) {
+        let values = self.inputs.target.values();
+        if !values.is_empty() {
+            /// Names that are listed; a file may have thousands.
+            const LISTED: usize = 12;
+            let names: Vec<&str> = values.keys().map(String::as_str).take(LISTED).collect();
+            let more = if values.len() > LISTED { ", ..." } else { "" };
+            self.plan.notes.push(format!("not taken from the target, being no tensors: {}{more}", names.join(", ")));
+        }
+    }
+
+    /// Runs the plan and publishes the output, and the sidecar if one was asked for.
+    ///
+    /// # Errors
+    /// [`Error`]; then the output was not published, and what was there before is untouched. (The one exception: a sidecar
+    /// that cannot take its name, when it was written and the output has taken its own.)
+    pub fn run(&self, progress: &mut dyn Progress) -> Result<FoldReport> {
+        let started = Instant::now();
+        let request = self.request();
+        let provenance = match self.hashes_inputs() {
+            true => Some(self.provenance(&self.hashes(progress)?)),
+            false => None,
+        };
+        let layout = self.layout(provenance.as_ref())?;
+        let file_bytes = layout.file_bytes();
+        let sidecar = match &provenance {
+            Some(provenance) if request.sidecar => Some(sidecar(&request.sidecar_path(), request.force, provenance)?),
+            _ => None,
+        };
+        let mut writer = layout.create(&request.output, request.force)?;
+        let inputs: Vec<StateDict<'_>> =
+            std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
+        let run = engine::run(&self.plan, &inputs, writer.sink(), request.allow_non_finite, progress)?;
+        writer.publish()?;
+        if let Some(sidecar) = sidecar {
+            sidecar.publish()?;
+        }
+        Ok(FoldReport { run, file_bytes, elapsed: started.elapsed() })
+    }
+}
+
+fn sidecar(path: &Path, force: bool, provenance: &Value) -> Result<ScratchFile> {
+    let mut file = ScratchFile::create(path, force)?;
+    file.write(format!("{provenance:#}\n").as_bytes())?;
+    // On the disk before the output is published, so that a full disk leaves neither.
+    file.complete()?;
+    Ok(file)
+}

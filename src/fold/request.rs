@@ -1,0 +1,141 @@
+//! What to fold, how, and where to.
+
+use std::path::PathBuf;
+
+use super::FoldInputs;
+use crate::checkpoint::{Checkpoint, RootChoice};
+use crate::error::{Error, OutputProblem, Result};
+use crate::naming::{LayerKind, Selector};
+use crate::plan::{BiasMode, BlockSet, DepthMismatch, LambdaSpec};
+use crate::tensor::DType;
+use crate::write::Format;
+
+/// An auxiliary checkpoint of a fold.
+#[derive(Clone, Debug)]
+pub struct AuxRequest {
+    /// The file.
+    pub path: PathBuf,
+    /// Its own lambda, in place of [`FoldRequest::lambda`].
+    pub lambda: Option<LambdaSpec>,
+}
+
+/// What to fold, how, and where to.
+///
+/// ```no_run
+/// use m2pt_surgery::{FoldRequest, LambdaSpec};
+///
+/// # fn main() -> m2pt_surgery::Result<()> {
+/// let mut request = FoldRequest::new("image.pth", "merged.pth")?;
+/// request.add_aux("audio.pth");
+/// request.lambda = Some(LambdaSpec::parse("0.1")?);
+/// let inputs = request.open()?;
+/// let fold = inputs.plan()?;
+/// println!("{} parameters, {} bytes", fold.plan().folded.len(), fold.file_bytes());
+/// let report = fold.run(&mut ())?;
+/// println!("{:?}", report.elapsed);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug)]
+pub struct FoldRequest {
+    /// The checkpoint that is improved.
+    pub target: PathBuf,
+    /// The auxiliaries, folded from left to right.
+    pub aux: Vec<AuxRequest>,
+    /// Which part of the target holds the model.
+    pub target_root: RootChoice,
+    /// Which part of every auxiliary holds the model.
+    pub aux_root: RootChoice,
+    /// Finds the target's layers, in place of its family's pattern.
+    pub target_pattern: Option<Selector>,
+    /// Finds every auxiliary's layers, in place of its family's pattern.
+    pub aux_pattern: Option<Selector>,
+    /// The lambda of auxiliaries that have none of their own.
+    pub lambda: Option<LambdaSpec>,
+    /// The kinds of layer to fold; all of them if `None`.
+    pub kinds: Option<Vec<LayerKind>>,
+    /// The blocks to fold; all of them if `None`.
+    pub blocks: Option<BlockSet>,
+    /// What happens to biases.
+    pub bias: BiasMode,
+    /// What happens if the models differ in depth.
+    pub depth_mismatch: DepthMismatch,
+    /// The type that the output's floating-point tensors are cast to after the fold.
+    pub dtype: Option<DType>,
+    /// Whether NaN and infinity may be in the result.
+    pub allow_non_finite: bool,
+    /// The file to write.
+    pub output: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// Whether files that are there already are replaced.
+    pub force: bool,
+    /// Whether provenance goes into the header of a safetensors file.
+    pub metadata: bool,
+    /// Whether provenance goes into a file beside the output, with `.json` appended to its name.
+    pub sidecar: bool,
+}
+
+impl FoldRequest {
+    /// A fold of `target` into `output`, with every choice at its default and no auxiliary yet; the extension of
+    /// `output` tells its format.
+    ///
+    /// # Errors
+    /// [`Error::Output`] if the extension of `output` tells no format.
+    pub fn new(target: impl Into<PathBuf>, output: impl Into<PathBuf>) -> Result<FoldRequest> {
+        let output = output.into();
+        match Format::from_extension(&output) {
+            None if output.is_dir() => Err(Error::Output { path: output, problem: OutputProblem::NotAFile }),
+            Some(format) => Ok(FoldRequest::with_format(target, output, format)),
+            None => Err(Error::Output { path: output, problem: OutputProblem::UnknownFormat }),
+        }
+    }
+
+    /// A fold of `target` into `output` in that format, with every choice at its default and no auxiliary yet.
+    #[must_use]
+    pub fn with_format(target: impl Into<PathBuf>, output: impl Into<PathBuf>, format: Format) -> FoldRequest {
+        FoldRequest {
+            target: target.into(),
+            aux: Vec::new(),
+            target_root: RootChoice::Auto,
+            aux_root: RootChoice::Auto,
+            target_pattern: None,
+            aux_pattern: None,
+            lambda: None,
+            kinds: None,
+            blocks: None,
+            bias: BiasMode::Keep,
+            depth_mismatch: DepthMismatch::Error,
+            dtype: None,
+            allow_non_finite: false,
+            output: output.into(),
+            format,
+            force: false,
+            metadata: true,
+            sidecar: false,
+        }
+    }
+
+    /// Adds an auxiliary without a lambda of its own.
+    pub fn add_aux(&mut self, path: impl Into<PathBuf>) -> &mut Self {
+        self.aux.push(AuxRequest { path: path.into(), lambda: None });
+        self
+    }
+
+    /// The file beside the output that provenance goes into.
+    #[must_use]
+    pub fn sidecar_path(&self) -> PathBuf {
+        let mut name = self.output.clone().into_os_string();
+        name.push(".json");
+        name.into()
+    }
+
+    /// Opens the target and the auxiliaries.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn open(self) -> Result<FoldInputs> {
+        let target = Checkpoint::open(&self.target)?;
+        let aux = self.aux.iter().map(|aux| Checkpoint::open(&aux.path)).collect::<Result<_>>()?;
+        Ok(FoldInputs { request: self, target, aux })
+    }
+}
