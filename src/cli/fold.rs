@@ -16,7 +16,7 @@ use m2pt_surgery::{
 use serde_json::{Value, json};
 
 use super::DONE;
-use super::inspect::root_json;
+use super::inspect::{root_json, root_text};
 use super::printer::{Printer, right};
 use super::progress::Bar;
 use super::text::{bytes, counted, printable, significant};
@@ -287,7 +287,7 @@ fn models(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
                 .roots()
                 .iter()
                 .filter(|root| root.path() != model.tensors.root())
-                .map(|root| format!("{} ({})", printable(root.path()), root.tensors()))
+                .map(|root| format!("{} ({})", root_text(root), root.tensors()))
                 .collect();
             let roots = if others.is_empty() { String::new() } else { format!("; other roots: {}", others.join(", ")) };
             let elsewhere = counted(model.tensors.outside(), "tensor");

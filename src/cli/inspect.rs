@@ -212,6 +212,11 @@ fn learned(tensors: &StateDict<'_>, layers: &Layers) -> Result<BTreeMap<LayerId,
     Ok(found)
 }
 
+/// A root's path as a person reads it.
+pub(super) fn root_text(root: &Root) -> String {
+    if root.path().is_empty() { "(top of the file)".to_owned() } else { printable(root.path()) }
+}
+
 /// A root as JSON output describes it.
 pub(super) fn root_json(root: &Root) -> Value {
     json!({"path": root.path(), "tensors": root.tensors(), "ema": root.is_ema()})
@@ -249,8 +254,8 @@ fn header(
     for root in checkpoint.roots() {
         let taken = if chosen == Some(root.path()) { "  <- shown" } else { "" };
         let ema = if root.is_ema() { ", averaged" } else { "" };
-        let path = if root.path().is_empty() { "(top of the file)".to_owned() } else { printable(root.path()) };
-        printer.line(format!("  root          {path}: {}{ema}{taken}", counted(root.tensors(), "tensor")))?;
+        let tensors = counted(root.tensors(), "tensor");
+        printer.line(format!("  root          {}: {tensors}{ema}{taken}", root_text(root)))?;
     }
     match tensors {
         None => printer.line("  no tensors")?,

@@ -19,7 +19,7 @@ macro_rules! opcodes {
     ($( $name:ident $byte:literal $arg:expr; )*) => {
         /// A pickle opcode.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(clippy::upper_case_acronyms, non_camel_case_types, reason = "the names pickletools gives them")]
+        #[expect(clippy::upper_case_acronyms, non_camel_case_types, reason = "the names pickletools gives them")]
         pub(super) enum Op { $( $name, )* }
 
         impl Op {
