@@ -245,20 +245,23 @@ fn given_pairs<'a>(
     Ok(pairs)
 }
 
+/// Checks that the blocks of both models can be paired: by their numbers, which are also their places in both.
 fn check_depth(target: &Side<'_>, aux: &Side<'_>, options: &FoldOptions) -> Result<(), FoldProblem> {
     let (target_blocks, aux_blocks) = (target.layers.blocks(), aux.layers.blocks());
-    // Blocks that were chosen by number have to be there, whatever else may be left out.
     let fits = match &options.blocks {
+        // Blocks that were chosen by number have to be there, whatever else may be left out.
         Some(BlockSet(chosen)) => chosen.iter().all(|block| aux_blocks.contains(block)),
-        None => target_blocks == aux_blocks || options.depth_mismatch == DepthMismatch::First,
+        None => {
+            if target_blocks.iter().zip(&aux_blocks).any(|(target, aux)| target != aux) {
+                let (target_blocks, aux_blocks) = (BlockSet::of(&target_blocks), BlockSet::of(&aux_blocks));
+                let (target, aux) = (target.file.clone(), aux.file.clone());
+                return Err(FoldProblem::Numbering { target, target_blocks, aux, aux_blocks });
+            }
+            target_blocks.len() == aux_blocks.len() || options.depth_mismatch == DepthMismatch::First
+        }
     };
-    if fits && (target_blocks.len() != aux_blocks.len() || target_blocks == aux_blocks || options.blocks.is_some()) {
+    if fits {
         return Ok(());
-    }
-    if target_blocks.len() == aux_blocks.len() && target_blocks != aux_blocks && options.blocks.is_none() {
-        let (target_blocks, aux_blocks) = (BlockSet::of(&target_blocks), BlockSet::of(&aux_blocks));
-        let (target, aux) = (target.file.clone(), aux.file.clone());
-        return Err(FoldProblem::Numbering { target, target_blocks, aux, aux_blocks });
     }
     Err(FoldProblem::Depth { target: target.file.clone(), target_blocks, aux: aux.file.clone(), aux_blocks })
 }

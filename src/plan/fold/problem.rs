@@ -119,7 +119,7 @@ pub enum FoldProblem {
         /// The numbers of its blocks.
         aux_blocks: Vec<usize>,
     },
-    /// Target and auxiliary have as many blocks, but number them differently.
+    /// Target and auxiliary number their blocks differently, so that numbers and places would pair them differently.
     #[error(
         "the blocks are numbered differently: {target} has {target_blocks}, {aux} has {aux_blocks}; write an --aux-pattern or \
          --target-pattern whose group `block` captures the same numbers in both"
