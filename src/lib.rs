@@ -62,7 +62,7 @@ pub use checkpoint::{
 };
 pub use container::{
     Container, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES, MAX_TENSORS,
-    MAX_VISITS, RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem,
+    MAX_VISITS, OtherKind, OtherTensor, RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem,
 };
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};

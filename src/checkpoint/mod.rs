@@ -13,7 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use roots::{Root, RootChoice, RootProblem};
 pub use values::MAX_VALUES_SHOWN;
 
-use crate::container::{self, Container, Contents, Extent, MAX_INFLATED_BYTES, Map, Reached, StoredTensor, ZipProblem};
+use crate::container::{
+    self, Container, Contents, Extent, MAX_INFLATED_BYTES, OtherKind, OtherTensor, Reached, Stored, StoredTensor,
+    ZipProblem,
+};
 use crate::error::{Error, Result};
 use crate::tensor::{
     ByteOrder, DType, FileHash, TensorSpec, TensorView, ViewProblem, check_view, is_contiguous, sha256_bytes,
@@ -47,17 +50,19 @@ pub enum TensorProblem {
     /// Two tensors have the same full name.
     #[error("two tensors have this full name; choose a part of the file that holds it once")]
     DuplicateName,
+    /// It is no plain array of elements.
+    #[error("it is {0}: {advice}", advice = .0.advice())]
+    NotDense(OtherKind),
 }
 
 /// An open checkpoint: its directory and object tree are read, its tensors stay in the memory map until asked for.
 #[derive(Debug)]
 pub struct Checkpoint {
     path: PathBuf,
-    map: Map,
     contents: Contents,
     verified: Vec<AtomicBool>,
-    /// The storage that was decompressed last: tensors that share one follow each other.
-    inflated: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
+    /// The bytes that were made last: tensors that share a storage follow each other.
+    made: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
     reached: Vec<Reached>,
     roots: Vec<Root>,
 }
@@ -72,8 +77,19 @@ impl Checkpoint {
     /// malformed, or past one of the limits listed in the crate's documentation.
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
-        let map = Map::open(path)?;
-        let contents = container::open(path, &map)?;
+        Checkpoint::new(path, container::open(path)?)
+    }
+
+    /// Opens a checkpoint that is in memory, as [`Checkpoint::open`] does one in a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Vec<u8>) -> Result<Checkpoint> {
+        let path = path.as_ref();
+        Checkpoint::new(path, container::of_bytes(path, bytes)?)
+    }
+
+    fn new(path: &Path, contents: Contents) -> Result<Checkpoint> {
         let reached = contents.tree.tensors().map_err(|limit| Error::Tree { path: path.to_owned(), limit })?;
         for tensor in &reached {
             check(&contents, tensor.tensor).map_err(|problem| Error::Tensor {
@@ -84,7 +100,7 @@ impl Checkpoint {
         }
         let verified = contents.storages.iter().map(|_| AtomicBool::new(false)).collect();
         let roots = roots::find(&reached);
-        Ok(Checkpoint { path: path.to_owned(), map, contents, verified, inflated: Mutex::new(None), reached, roots })
+        Ok(Checkpoint { path: path.to_owned(), contents, verified, made: Mutex::new(None), reached, roots })
     }
 
     /// The path it was opened by.
@@ -99,10 +115,10 @@ impl Checkpoint {
         self.contents.container
     }
 
-    /// The size of the file in bytes.
+    /// The size of the file in bytes; of all files together if there are several.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.contents.sources.iter().map(|source| source.map.len() as u64).sum()
     }
 
     /// Every mapping in the file that directly holds tensors under text keys, in file order.
@@ -124,25 +140,36 @@ impl Checkpoint {
         values::of(&self.contents.tree)
     }
 
-    /// SHA-256 of the whole file, in hexadecimal.
+    /// SHA-256 of the whole file, in hexadecimal. For several files it is that of the listing that `sha256sum` prints of
+    /// them, by their names without folders, in the order of the names.
     #[must_use]
     pub fn sha256(&self) -> String {
-        sha256_bytes(&self.map)
+        // Nobody stops it.
+        self.sha256_watched(&AtomicU64::new(0), &AtomicBool::new(false)).unwrap_or_default()
     }
 
     /// As [`Checkpoint::sha256`], adding the bytes that are done to `done` as it goes; `None` once `stop` is set.
     pub(crate) fn sha256_watched(&self, done: &AtomicU64, stop: &AtomicBool) -> Option<String> {
         /// Bytes hashed between two looks at `stop`: about a hundredth of a second.
         const PIECE: usize = 16 << 20;
-        let mut hash = FileHash::default();
-        for piece in self.map.chunks(PIECE) {
-            if stop.load(Ordering::Relaxed) {
-                return None;
+        let mut lines = Vec::new();
+        for source in &self.contents.sources {
+            let mut hash = FileHash::default();
+            for piece in source.map.chunks(PIECE) {
+                if stop.load(Ordering::Relaxed) {
+                    return None;
+                }
+                hash.update(piece);
+                done.fetch_add(piece.len() as u64, Ordering::Relaxed);
             }
-            hash.update(piece);
-            done.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            lines.push((source.path.file_name().unwrap_or_default().to_string_lossy(), hash.finish()));
         }
-        Some(hash.finish())
+        if let [(_, hash)] = lines.as_slice() {
+            return Some(hash.clone());
+        }
+        lines.sort();
+        let listing: String = lines.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
+        Some(sha256_bytes(listing.as_bytes()))
     }
 
     /// The tensors of the root that `choice` names.
@@ -156,39 +183,34 @@ impl Checkpoint {
         let mut names = HashSet::new();
         let mut specs = Vec::with_capacity(selected.tensors.len());
         let mut stored = Vec::with_capacity(selected.tensors.len());
+        let mut others = Vec::new();
         for (name, tensor) in selected.tensors {
             if !names.insert(name.clone()) {
                 let problem = TensorProblem::DuplicateName;
                 return Err(Error::Tensor { path: self.path.clone(), tensor: name, problem });
             }
-            let StoredTensor { dtype, shape, .. } = &self.contents.tensors[tensor];
-            specs.push(TensorSpec { name, dtype: *dtype, shape: shape.clone() });
-            stored.push(tensor);
+            match &self.contents.tensors[tensor] {
+                Stored::Dense(dense) => {
+                    specs.push(TensorSpec { name, dtype: dense.dtype, shape: dense.shape.clone() });
+                    stored.push(dense);
+                }
+                Stored::Other(other) => others.push((name, other)),
+            }
         }
-        let outside = self.reached.len() - specs.len();
-        Ok(StateDict { checkpoint: self, root: selected.path, specs, stored, outside })
+        let outside = self.reached.len() - specs.len() - others.len();
+        Ok(StateDict { checkpoint: self, root: selected.path, specs, stored, others, outside })
     }
 
     /// The bytes of a storage, decompressed if need be, its checksum verified on first use.
     fn storage(&self, index: usize) -> Result<Bytes<'_>> {
         let storage = &self.contents.storages[index];
-        let zip = |problem: ZipProblem| Error::Zip { path: self.path.clone(), problem };
+        let source = &self.contents.sources[storage.source];
+        let zip = |problem: ZipProblem| Error::Zip { path: source.path.clone(), problem };
         match &storage.extent {
             Extent::Missing => Ok(Bytes::Mapped(&[])),
-            Extent::Deflated(entry) => {
-                // A panic elsewhere cannot leave this half-written: the pair is replaced as a whole.
-                let mut last = self.inflated.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some((_, bytes)) = last.as_ref().filter(|(known, _)| *known == index) {
-                    return Ok(Bytes::Inflated(Arc::clone(bytes)));
-                }
-                // Let go of the one before first, so that no two are held.
-                *last = None;
-                let bytes = Arc::new(entry.inflate(&self.map, MAX_INFLATED_BYTES).map_err(zip)?);
-                *last = Some((index, Arc::clone(&bytes)));
-                Ok(Bytes::Inflated(bytes))
-            }
+            Extent::Deflated(entry) => self.made(index, || entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)),
             Extent::Mapped(range) => {
-                let bytes = &self.map[range.clone()];
+                let bytes = &source.map[range.clone()];
                 if let Some(entry) = &storage.entry
                     && !self.verified[index].load(Ordering::Relaxed)
                 {
@@ -199,13 +221,30 @@ impl Checkpoint {
             }
         }
     }
+
+    /// Bytes that have to be made, of which those of one storage are kept.
+    fn made(&self, index: usize, make: impl FnOnce() -> Result<Vec<u8>>) -> Result<Bytes<'_>> {
+        // A panic elsewhere cannot leave this half-written: the pair is replaced as a whole.
+        let lock = || self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        {
+            let mut last = lock();
+            if let Some((_, bytes)) = last.as_ref().filter(|(known, _)| *known == index) {
+                return Ok(Bytes::Made(Arc::clone(bytes)));
+            }
+            // Let go of the one before first, so that no two are held.
+            *last = None;
+        }
+        let bytes = Arc::new(make()?);
+        *lock() = Some((index, Arc::clone(&bytes)));
+        Ok(Bytes::Made(bytes))
+    }
 }
 
-/// The bytes of a storage: in the map, or decompressed.
+/// The bytes of a storage: in the map, or made from what is there.
 #[derive(Clone, Debug)]
 enum Bytes<'c> {
     Mapped(&'c [u8]),
-    Inflated(Arc<Vec<u8>>),
+    Made(Arc<Vec<u8>>),
 }
 
 impl Deref for Bytes<'_> {
@@ -214,14 +253,14 @@ impl Deref for Bytes<'_> {
     fn deref(&self) -> &[u8] {
         match self {
             Bytes::Mapped(bytes) => bytes,
-            Bytes::Inflated(bytes) => bytes,
+            Bytes::Made(bytes) => bytes,
         }
     }
 }
 
 /// Checks that the tensor's storage is there, whole, and holds all of its elements.
 fn check(contents: &Contents, tensor: usize) -> Result<(), TensorProblem> {
-    let tensor = &contents.tensors[tensor];
+    let Stored::Dense(tensor) = &contents.tensors[tensor] else { return Ok(()) };
     let storage = &contents.storages[tensor.storage];
     if matches!(storage.extent, Extent::Missing) && storage.declared > 0 {
         return Err(TensorProblem::MissingStorage { entry: storage.label.clone() });
@@ -241,7 +280,8 @@ pub struct StateDict<'c> {
     checkpoint: &'c Checkpoint,
     root: String,
     specs: Vec<TensorSpec>,
-    stored: Vec<usize>,
+    stored: Vec<&'c StoredTensor>,
+    others: Vec<(String, &'c OtherTensor)>,
     outside: usize,
 }
 
@@ -264,6 +304,28 @@ impl<'c> StateDict<'c> {
         &self.specs
     }
 
+    /// Tensors under this root that are no plain arrays (sparse, quantised, without data, ...), with their names. They can
+    /// be listed, and nothing else.
+    #[must_use]
+    pub fn others(&self) -> &[(String, &'c OtherTensor)] {
+        &self.others
+    }
+
+    /// Checks that every tensor under this root is a plain array.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] naming the first that is not.
+    pub fn require_dense(&self) -> Result<()> {
+        match self.others.first() {
+            None => Ok(()),
+            Some((name, other)) => Err(Error::Tensor {
+                path: self.checkpoint.path.clone(),
+                tensor: name.clone(),
+                problem: TensorProblem::NotDense(other.kind.clone()),
+            }),
+        }
+    }
+
     /// How many tensors of the file are not under this root.
     #[must_use]
     pub fn outside(&self) -> usize {
@@ -281,7 +343,7 @@ impl<'c> StateDict<'c> {
     /// # Errors
     /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong.
     pub fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
-        let stored = &self.checkpoint.contents.tensors[self.stored[index]];
+        let stored = self.stored[index];
         let order = self.checkpoint.contents.storages[stored.storage].order;
         Ok(TensorData { stored: Cow::Borrowed(stored), order, storage: self.checkpoint.storage(stored.storage)? })
     }
@@ -289,7 +351,7 @@ impl<'c> StateDict<'c> {
     /// Where the tensor with that index lies in its storage.
     #[must_use]
     pub fn placement(&self, index: usize) -> Placement<'c> {
-        let stored = &self.checkpoint.contents.tensors[self.stored[index]];
+        let stored = self.stored[index];
         Placement {
             storage: stored.storage,
             offset: stored.offset,

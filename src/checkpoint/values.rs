@@ -70,6 +70,13 @@ impl Render<'_> {
                 }
                 Json::Object(object)
             }
+            Value::Module(module) => {
+                let mut object = Map::new();
+                object.insert("__class__".into(), self.text(&module.class));
+                self.entries(&module.entries, &mut object, depth);
+                self.entries(&module.rest, &mut object, depth);
+                Json::Object(object)
+            }
             Value::Object(found) => {
                 let mut object = Map::new();
                 object.insert("__class__".into(), self.text(&found.class));

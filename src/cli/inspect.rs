@@ -9,8 +9,8 @@ use clap::ValueEnum;
 use comfy_table::Cell;
 use m2pt_surgery::tensor::{Stats, decode_f64, sha256, shape_text};
 use m2pt_surgery::{
-    Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, MatchProblem, Progress,
-    Recognised, Root, RootChoice, RootProblem, StateDict, TensorSpec,
+    Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, MatchProblem, OtherTensor,
+    Progress, Recognised, Root, RootChoice, RootProblem, StateDict, TensorSpec,
 };
 use regex::Regex;
 use serde_json::{Value, json};
@@ -117,6 +117,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             "family": family.as_ref().map(|r| r.family.name()),
             "architecture": architecture.as_ref().map(ToString::to_string),
             "tensors": listed.iter().map(tensor_json).collect::<Vec<_>>(),
+            "others": tensors.iter().flat_map(|tensors| tensors.others()).map(other_json).collect::<Vec<_>>(),
             "lambdas": learned.iter().map(|(id, lambda)| (id.to_string(), json!(lambda)))
                 .collect::<serde_json::Map<_, _>>(),
             "values": checkpoint.values(),
@@ -137,6 +138,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     }
     let one_by_one = args.full || args.stats || args.hash || args.sort != Sort::File;
     tensor_table(&listed, one_by_one, printer)?;
+    other_table(tensors.as_ref(), printer)?;
     totals(&listed, &layers, specs, printer)?;
     values(&checkpoint, printer)?;
     Ok(DONE)
@@ -239,6 +241,26 @@ fn tensor_json(tensor: &Listed<'_>) -> Value {
         });
     }
     object
+}
+
+fn other_json((name, other): &(String, &OtherTensor)) -> Value {
+    json!({"name": name, "kind": other.kind.name(), "dtype": other.dtype, "shape": other.shape})
+}
+
+/// The tensors that are no plain arrays.
+fn other_table(tensors: Option<&StateDict<'_>>, printer: &mut Printer) -> Result<()> {
+    let Some(others) = tensors.map(StateDict::others).filter(|others| !others.is_empty()) else { return Ok(()) };
+    let mut table = printer.new_table(&["not a plain tensor", "dtype", "shape", "what it is"]);
+    for (name, other) in others {
+        table.add_row([
+            printable(name),
+            printable(&other.dtype),
+            shape_text(&other.shape),
+            printable(&other.kind.to_string()),
+        ]);
+    }
+    printer.table(&table)?;
+    Ok(())
 }
 
 fn header(

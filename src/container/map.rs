@@ -6,9 +6,12 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// A whole file, mapped for reading.
+/// A whole file, mapped for reading; or bytes that are in memory already.
 #[derive(Debug)]
-pub(crate) struct Map(Option<memmap2::Mmap>);
+pub(crate) enum Map {
+    Mapped(memmap2::Mmap),
+    Memory(Vec<u8>),
+}
 
 impl Map {
     /// Maps the file at `path`, which may be empty.
@@ -27,7 +30,7 @@ impl Map {
         }
         let file = File::open(path).map_err(io)?;
         if file.metadata().map_err(io)?.len() == 0 {
-            return Ok(Map(None));
+            return Ok(Map::Memory(Vec::new()));
         }
         // SAFETY: the map is private to this value, read-only, and only ever seen as `&[u8]`, for which every bit
         // pattern is valid. What no program can rule out is another process changing the file meanwhile: then the
@@ -35,7 +38,7 @@ impl Map {
         // and if the file is made shorter the operating system ends this process with SIGBUS.
         #[expect(unsafe_code, reason = "mapping a file is unsafe by nature; see SAFETY above")]
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Ok(Map(Some(map)))
+        Ok(Map::Mapped(map))
     }
 }
 
@@ -43,6 +46,9 @@ impl Deref for Map {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.0.as_deref().unwrap_or(&[])
+        match self {
+            Map::Mapped(map) => map,
+            Map::Memory(bytes) => bytes,
+        }
     }
 }

@@ -3,26 +3,29 @@
 //! A container yields an inert tree of values, the tensors in it, and where their bytes lie in the map of the file;
 //! nothing of the data is read before it is asked for.
 
+mod archive;
 mod map;
+mod other;
 mod rebuild;
 mod safetensors;
 mod sniff;
-mod torch_zip;
 mod tree;
 pub(crate) mod zip;
 
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
 pub(crate) use map::Map;
+pub use other::{OtherKind, OtherTensor};
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
+use sniff::Kind;
 pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, TreeLimit};
-pub(crate) use tree::{Object, Reached, Tree, Value, ValueId};
+pub(crate) use tree::{Module, Object, Reached, Tree, Value, ValueId};
 pub use zip::ZipProblem;
 
 /// The largest storage that is decompressed into memory, in bytes.
@@ -34,16 +37,29 @@ pub const MAX_INFLATED_BYTES: u64 = 8 << 30;
 pub enum Container {
     /// The zip archive that `torch.save` has written since PyTorch 1.6.
     TorchZip,
+    /// The stream of pickles that `torch.save` wrote from PyTorch 0.1.10 to 1.5, and still writes when it is asked to.
+    TorchLegacy,
+    /// The tar archive that `torch.save` wrote before PyTorch 0.1.10.
+    TorchTar,
+    /// The archive of `torch.jit.save`.
+    TorchScript,
+    /// The archive of `torch.package`.
+    TorchPackage,
     /// A safetensors file.
     Safetensors,
 }
 
 impl Container {
-    /// The stable name used in JSON: `torch-zip`, `safetensors`.
+    /// The stable name used in JSON: `torch-zip`, `torch-legacy`, `torch-tar`, `torchscript`, `torch-package`,
+    /// `safetensors`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Container::TorchZip => "torch-zip",
+            Container::TorchLegacy => "torch-legacy",
+            Container::TorchTar => "torch-tar",
+            Container::TorchScript => "torchscript",
+            Container::TorchPackage => "torch-package",
             Container::Safetensors => "safetensors",
         }
     }
@@ -53,17 +69,38 @@ impl fmt::Display for Container {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Container::TorchZip => "PyTorch zip (torch.save since 1.6)",
+            Container::TorchLegacy => "PyTorch legacy stream (torch.save 0.1.10 to 1.5)",
+            Container::TorchTar => "PyTorch tar (torch.save before 0.1.10)",
+            Container::TorchScript => "TorchScript (torch.jit.save)",
+            Container::TorchPackage => "torch.package",
             Container::Safetensors => "safetensors",
         })
+    }
+}
+
+/// A file that holds some of the contents, mapped.
+#[derive(Debug)]
+pub(crate) struct Source {
+    pub(crate) path: PathBuf,
+    pub(crate) map: Map,
+}
+
+impl Source {
+    /// Maps the file at `path`.
+    ///
+    /// # Errors
+    /// As [`Map::open`].
+    fn open(path: &Path) -> Result<Source> {
+        Ok(Source { path: path.to_owned(), map: Map::open(path)? })
     }
 }
 
 /// Where the bytes of a storage are.
 #[derive(Clone, Debug)]
 pub(crate) enum Extent {
-    /// In the map, as they are.
+    /// In the map of a source, as they are.
     Mapped(Range<usize>),
-    /// A compressed zip entry.
+    /// A compressed zip entry of a source.
     Deflated(zip::Entry),
     /// Nowhere: the file lacks them.
     Missing,
@@ -74,6 +111,8 @@ pub(crate) enum Extent {
 pub(crate) struct Storage {
     /// What the container calls it, for messages.
     pub(crate) label: String,
+    /// The file it is in, by its place among the sources.
+    pub(crate) source: usize,
     /// Bytes that the object tree says it has.
     pub(crate) declared: u64,
     /// Bytes that the container holds.
@@ -94,19 +133,53 @@ pub(crate) struct StoredTensor {
     pub(crate) storage: usize,
 }
 
+/// What stands where a tensor is expected.
+#[derive(Clone, Debug)]
+pub(crate) enum Stored {
+    /// Elements in a storage.
+    Dense(StoredTensor),
+    /// A tensor that is no plain array of elements, or whose elements are not in the file.
+    Other(OtherTensor),
+}
+
 /// All that a container yields.
 #[derive(Debug)]
 pub(crate) struct Contents {
     pub(crate) container: Container,
+    pub(crate) sources: Vec<Source>,
     pub(crate) tree: Tree,
-    pub(crate) tensors: Vec<StoredTensor>,
+    pub(crate) tensors: Vec<Stored>,
     pub(crate) storages: Vec<Storage>,
 }
 
-/// Recognises the container in `file` and reads its directory and object tree; `path` is for messages.
-pub(crate) fn open(path: &Path, file: &[u8]) -> Result<Contents> {
+/// What one file, or a part of one, yields: ranges count from its first byte, all in one source.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) container: Container,
+    pub(crate) tree: Tree,
+    pub(crate) tensors: Vec<Stored>,
+    pub(crate) storages: Vec<Storage>,
+}
+
+/// Recognises the container at `path` and reads its directory and object tree.
+pub(crate) fn open(path: &Path) -> Result<Contents> {
+    of_source(Source::open(path)?)
+}
+
+/// As [`open`], of a file that is in memory; `path` is for messages.
+pub(crate) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Contents> {
+    of_source(Source { path: path.to_owned(), map: Map::Memory(bytes) })
+}
+
+fn of_source(source: Source) -> Result<Contents> {
+    let Part { container, tree, tensors, storages } = part(&source.path, &source.map)?;
+    Ok(Contents { container, sources: vec![source], tree, tensors, storages })
+}
+
+/// Reads the directory and object tree of one file; `path` is for messages.
+fn part(path: &Path, file: &[u8]) -> Result<Part> {
     match sniff::container(path, file)? {
-        Container::TorchZip => torch_zip::open(path, file),
-        Container::Safetensors => safetensors::open(path, file),
+        Kind::Zip => archive::open(path, file),
+        Kind::Safetensors => safetensors::open(path, file),
     }
 }

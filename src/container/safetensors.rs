@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use super::tree::MAX_TENSORS;
-use super::{Container, Contents, Extent, Storage, StoredTensor, Tree, Value};
+use super::{Container, Extent, Part, Storage, Stored, StoredTensor, Tree, Value};
 use crate::error::{Error, Result};
 use crate::tensor::{ByteOrder, DType, contiguous_strides};
 
@@ -150,11 +150,11 @@ impl<'de> Deserialize<'de> for Header {
 }
 
 /// Reads the header of the safetensors file `file`, mapped from `path`.
-pub(super) fn open(path: &Path, file: &[u8]) -> Result<Contents> {
+pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
     read(file).map_err(|problem| Error::Safetensors { path: path.to_owned(), problem })
 }
 
-fn read(file: &[u8]) -> std::result::Result<Contents, SafetensorsProblem> {
+fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
     let (length, rest) = file
         .split_first_chunk::<8>()
         .ok_or(SafetensorsProblem::HeaderTruncated { declared: 8, available: file.len() as u64 })?;
@@ -187,7 +187,8 @@ fn read(file: &[u8]) -> std::result::Result<Contents, SafetensorsProblem> {
         }
         spans.push((begin, end, index));
         let shape: Vec<usize> = info.shape.iter().map(|&d| d as usize).collect();
-        tensors.push(StoredTensor { dtype, strides: contiguous_strides(&shape), shape, offset: 0, storage: index });
+        let strides = contiguous_strides(&shape);
+        tensors.push(Stored::Dense(StoredTensor { dtype, strides, shape, offset: 0, storage: index }));
     }
     spans.sort_unstable();
     let mut expected = 0;
@@ -207,6 +208,7 @@ fn read(file: &[u8]) -> std::result::Result<Contents, SafetensorsProblem> {
         let size = end - begin;
         storages.push(Storage {
             label: name.clone(),
+            source: 0,
             declared: size,
             size,
             extent: Extent::Mapped(range),
@@ -214,7 +216,7 @@ fn read(file: &[u8]) -> std::result::Result<Contents, SafetensorsProblem> {
             order: ByteOrder::Little,
         });
     }
-    Ok(Contents { container: Container::Safetensors, tree: tree(header), tensors, storages })
+    Ok(Part { container: Container::Safetensors, tree: tree(header), tensors, storages })
 }
 
 /// The header as a tree: the tensors by name, `__metadata__` beside them.

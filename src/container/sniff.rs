@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::Container;
 use super::safetensors::MAX_HEADER_BYTES;
 use crate::error::{Error, Result};
 
@@ -29,16 +28,25 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
     (b"%PDF", "a PDF document", "give the path of the checkpoint"),
 ];
 
-/// The container of `file`.
+/// The kinds of file, as far as their first bytes tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A zip archive of some kind.
+    Zip,
+    /// A safetensors file.
+    Safetensors,
+}
+
+/// What `file` is.
 ///
 /// # Errors
 /// [`Error::Empty`], [`Error::NotACheckpoint`] with what the file seems to be.
-pub(super) fn container(path: &Path, file: &[u8]) -> Result<Container> {
+pub(super) fn container(path: &Path, file: &[u8]) -> Result<Kind> {
     if file.is_empty() {
         return Err(Error::Empty { path: path.to_owned() });
     }
     if file.starts_with(b"PK\x03\x04") {
-        return Ok(Container::TorchZip);
+        return Ok(Kind::Zip);
     }
     let not = |found: &str, advice: &str| {
         Err(Error::NotACheckpoint { path: path.to_owned(), found: found.to_owned(), advice: advice.to_owned() })
@@ -49,7 +57,7 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Container> {
     if let Some((length, rest)) = file.split_first_chunk::<8>() {
         let length = u64::from_le_bytes(*length);
         if rest.first() == Some(&b'{') && length <= MAX_HEADER_BYTES as u64 {
-            return Ok(Container::Safetensors);
+            return Ok(Kind::Safetensors);
         }
     }
     let head = file[..file.len().min(1024)].trim_ascii_start();

@@ -38,8 +38,21 @@ pub(crate) enum Value {
     Tensor(usize),
     /// Something of which there is nothing but a name to show: a class, a function, a storage.
     Name(Arc<str>),
+    /// A module with parameters and buffers.
+    Module(Box<Module>),
     /// Anything that Python would have to call something for.
     Object(Box<Object>),
+}
+
+/// A pickled `torch.nn.Module`, or one of TorchScript.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Module {
+    /// `module.Class`.
+    pub(crate) class: Arc<str>,
+    /// Parameters, persistent buffers and submodules by name: what `state_dict()` is made of, in its order.
+    pub(crate) entries: Vec<(ValueId, ValueId)>,
+    /// All other attributes.
+    pub(crate) rest: Vec<(ValueId, ValueId)>,
 }
 
 /// An object of a class that this crate does not interpret.
@@ -111,8 +124,11 @@ impl Tree {
     /// The values below a value, by key or by number.
     fn children(&self, id: ValueId) -> Children<'_> {
         match self.value(id) {
-            Value::Map(entries) => Children { pairs: vec![entries], lists: vec![] },
-            Value::List(items) | Value::Set(items) => Children { pairs: vec![], lists: vec![("", items)] },
+            Value::Map(entries) => Children { pairs: vec![entries], ..Children::default() },
+            Value::List(items) | Value::Set(items) => Children { lists: vec![("", items)], ..Children::default() },
+            Value::Module(module) => {
+                Children { pairs: vec![&module.entries], rest: &module.rest, is_module: true, ..Children::default() }
+            }
             Value::Object(object) => {
                 let mut pairs: Vec<&[_]> = vec![&object.entries];
                 let mut lists: Vec<(&str, &[_])> = vec![("", &object.items), ("args", &object.args)];
@@ -122,9 +138,9 @@ impl Tree {
                         _ => lists.push(("state", std::slice::from_ref(state))),
                     }
                 }
-                Children { pairs, lists }
+                Children { pairs, lists, ..Children::default() }
             }
-            _ => Children { pairs: vec![], lists: vec![] },
+            _ => Children::default(),
         }
     }
 
@@ -135,15 +151,30 @@ impl Tree {
     /// [`TreeLimit`] if one of this module's limits is exceeded.
     pub(crate) fn tensors(&self) -> Result<Vec<Reached>, TreeLimit> {
         let mut walk = Walk { tree: self, found: Vec::new(), visits: 0, name_bytes: 0, open: HashSet::new() };
-        walk.visit(self.root, &mut String::new(), 0, true, 0)?;
+        walk.visit(self.root, &mut String::new(), Place { parent: 0, named: true, module: None }, 0)?;
         Ok(walk.found)
     }
 }
 
 /// The children of a value: entries by key, and numbered items with what stands before the number in their paths.
+#[derive(Default)]
 struct Children<'t> {
     pairs: Vec<&'t [(ValueId, ValueId)]>,
     lists: Vec<(&'static str, &'t [ValueId])>,
+    /// Attributes of a module that are no part of its `state_dict()`.
+    rest: &'t [(ValueId, ValueId)],
+    is_module: bool,
+}
+
+/// Where a value is.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The length of the path of the mapping that holds it.
+    parent: usize,
+    /// Whether every step to the parent was a text key.
+    named: bool,
+    /// The length of the path of the outermost module around it, if it is part of that one's `state_dict()`.
+    module: Option<usize>,
 }
 
 struct Walk<'t> {
@@ -155,15 +186,8 @@ struct Walk<'t> {
 }
 
 impl Walk<'_> {
-    /// Visits `id` at `path`; `parent` is the length of the path of the mapping that holds it.
-    fn visit(
-        &mut self,
-        id: ValueId,
-        path: &mut String,
-        parent: usize,
-        named: bool,
-        depth: usize,
-    ) -> Result<(), TreeLimit> {
+    /// Visits `id` at `path`.
+    fn visit(&mut self, id: ValueId, path: &mut String, place: Place, depth: usize) -> Result<(), TreeLimit> {
         let limit = |what, limit| Err(TreeLimit { what, limit });
         self.visits += 1;
         if self.visits > MAX_VISITS {
@@ -184,26 +208,37 @@ impl Walk<'_> {
             if self.name_bytes > MAX_ALL_NAMES_BYTES {
                 return limit("bytes in all tensors' names", MAX_ALL_NAMES_BYTES);
             }
+            let Place { parent, named, .. } = place;
             self.found.push(Reached { path: path.clone(), parent, named, tensor: *tensor });
             return Ok(());
         }
-        let Children { pairs, lists } = tree.children(id);
-        if pairs.is_empty() && lists.is_empty() {
+        let Children { pairs, lists, rest, is_module } = tree.children(id);
+        if pairs.is_empty() && lists.is_empty() && rest.is_empty() {
             return Ok(());
         }
         if !self.open.insert(id) {
             return Ok(());
         }
         let length = path.len();
+        // The names of a module's tensors count from the outermost module, as `state_dict()` has them.
+        let module = if is_module { place.module.or(Some(length)) } else { None };
+        let parent = module.unwrap_or(length);
+        let named = place.named;
+        let elsewhere = Place { parent: length, named: false, module: None };
         for (number, (key, value)) in pairs.into_iter().flatten().enumerate() {
             let text = matches!(tree.value(*key), Value::Str(_));
             if matches!(tree.value(*key), Value::Tensor(_) | Value::List(_) | Value::Set(_) | Value::Object(_)) {
                 push(path, &format!("<key {number}>"));
-                self.visit(*key, path, length, false, depth + 1)?;
+                self.visit(*key, path, elsewhere, depth + 1)?;
                 path.truncate(length);
             }
             push(path, &tree.key_text(*key));
-            self.visit(*value, path, length, named && text, depth + 1)?;
+            self.visit(*value, path, Place { parent, named: named && text, module }, depth + 1)?;
+            path.truncate(length);
+        }
+        for (key, value) in rest {
+            push(path, &tree.key_text(*key));
+            self.visit(*value, path, elsewhere, depth + 1)?;
             path.truncate(length);
         }
         for (prefix, items) in lists {
@@ -212,7 +247,7 @@ impl Walk<'_> {
                     push(path, prefix);
                 }
                 push(path, &index.to_string());
-                self.visit(*value, path, length, false, depth + 1)?;
+                self.visit(*value, path, elsewhere, depth + 1)?;
                 path.truncate(length);
             }
         }

@@ -44,6 +44,7 @@ impl<'c> Understood<'c> {
     /// [`Error::Root`], [`Error::Match`].
     fn new(checkpoint: &'c Checkpoint, choice: &RootChoice, pattern: Option<&Selector>, flags: Flags) -> Result<Self> {
         let tensors = checkpoint.state_dict(choice)?;
+        tensors.require_dense()?;
         let family = if pattern.is_none() { Family::recognise(tensors.specs()) } else { None };
         // Where no family is recognised, timm's names are what is looked for, and what an error speaks of.
         let fallback = || Family::all().iter().find(|f| f.name() == "timm").map(Family::selector);
