@@ -8,6 +8,7 @@
 )]
 
 mod folding;
+mod fuzzed;
 mod objects;
 mod reading;
 mod support;
