@@ -11,6 +11,7 @@ mod folding;
 mod objects;
 mod reading;
 mod support;
+mod torch_files;
 
 #[cfg(feature = "cli")]
 mod bad_flags;
