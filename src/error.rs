@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::checkpoint::{RootProblem, TensorProblem};
-use crate::container::{RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem};
+use crate::container::{LegacyProblem, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit, ZipProblem};
 use crate::naming::MatchProblem;
 use crate::pickle;
 use crate::plan::{FoldProblem, LambdaProblem};
@@ -63,6 +63,22 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         problem: ZipProblem,
+    },
+    /// A legacy stream is damaged.
+    #[error("{}: {problem}", path.display())]
+    Legacy {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: LegacyProblem,
+    },
+    /// A tar archive is damaged.
+    #[error("{}: {problem}", path.display())]
+    Tar {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: TarProblem,
     },
     /// A safetensors file is damaged.
     #[error("{}: {problem}", path.display())]

@@ -74,7 +74,10 @@ impl Render<'_> {
                 let mut object = Map::new();
                 object.insert("__class__".into(), self.text(&module.class));
                 self.entries(&module.entries, &mut object, depth);
-                self.entries(&module.rest, &mut object, depth);
+                // What every module has (hooks and the like) tells nothing.
+                let own = |&(key, _): &(ValueId, ValueId)| !tree.key_text(key).starts_with('_');
+                let rest: Vec<_> = module.rest.iter().copied().filter(own).collect();
+                self.entries(&rest, &mut object, depth);
                 Json::Object(object)
             }
             Value::Object(found) => {

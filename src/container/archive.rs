@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::rebuild::{DeclaredStorage, Persistent, Rebuilt, ScriptClasses, rebuild};
 use super::zip::{self, Method, ZipProblem};
-use super::{Container, Extent, Part, Storage};
+use super::{Container, Extent, Part, Storage, package, torchscript};
 use crate::error::{Error, Result};
 use crate::pickle;
 use crate::tensor::ByteOrder;
@@ -28,8 +28,8 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
     let archive = Archive { path, file, entries: &entries, by_name };
     let mut pickles = entries.iter().filter(|e| e.name.split_once('/').is_some_and(|(_, rest)| rest == "data.pkl"));
     let Some(object) = pickles.next() else {
-        if entries.iter().any(|e| e.name.ends_with("/.data/extern_modules")) {
-            return Err(archive.not("a torch.package archive", "import it in PyTorch and save its state_dict()"));
+        if let Some(root) = package::root(&archive) {
+            return package::open(&archive, root);
         }
         return Err(
             archive.not("a zip archive without a PyTorch object in it", "unpack it if the checkpoint is inside")
@@ -40,7 +40,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
     }
     let root = object.name.strip_suffix("data.pkl").unwrap_or_default();
     if archive.find(&format!("{root}constants.pkl")).is_some() {
-        return Err(archive.not("a TorchScript archive", "load it with torch.jit.load and save its state_dict()"));
+        return torchscript::open(&archive, object, root);
     }
     archive.part(Container::TorchZip, object, root, &ScriptClasses::new())
 }

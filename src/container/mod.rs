@@ -4,11 +4,15 @@
 //! nothing of the data is read before it is asked for.
 
 mod archive;
+mod legacy;
 mod map;
 mod other;
+mod package;
 mod rebuild;
 mod safetensors;
 mod sniff;
+mod tar;
+mod torchscript;
 mod tree;
 pub(crate) mod zip;
 
@@ -19,11 +23,13 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
+pub use legacy::LegacyProblem;
 pub(crate) use map::Map;
 pub use other::{OtherKind, OtherTensor};
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
 use sniff::Kind;
+pub use tar::TarProblem;
 pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, TreeLimit};
 pub(crate) use tree::{Module, Object, Reached, Tree, Value, ValueId};
 pub use zip::ZipProblem;
@@ -180,6 +186,8 @@ fn of_source(source: Source) -> Result<Contents> {
 fn part(path: &Path, file: &[u8]) -> Result<Part> {
     match sniff::container(path, file)? {
         Kind::Zip => archive::open(path, file),
+        Kind::Legacy => legacy::open(path, file),
+        Kind::Tar => tar::open(path, file),
         Kind::Safetensors => safetensors::open(path, file),
     }
 }

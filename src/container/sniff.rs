@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::safetensors::MAX_HEADER_BYTES;
+use super::{legacy, tar};
 use crate::error::{Error, Result};
 
 /// No checkpoint is shorter than this, in bytes: an empty safetensors file has 10, an archive far more.
@@ -33,6 +34,10 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
 pub(super) enum Kind {
     /// A zip archive of some kind.
     Zip,
+    /// The legacy stream of `torch.save`.
+    Legacy,
+    /// A tar archive.
+    Tar,
     /// A safetensors file.
     Safetensors,
 }
@@ -47,6 +52,12 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Kind> {
     }
     if file.starts_with(b"PK\x03\x04") {
         return Ok(Kind::Zip);
+    }
+    if legacy::is_legacy(file) {
+        return Ok(Kind::Legacy);
+    }
+    if tar::is_tar(file) {
+        return Ok(Kind::Tar);
     }
     let not = |found: &str, advice: &str| {
         Err(Error::NotACheckpoint { path: path.to_owned(), found: found.to_owned(), advice: advice.to_owned() })
@@ -71,12 +82,9 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Kind> {
     }
     if file.starts_with(&[0x80]) && file.get(1).is_some_and(|&p| (1..=5).contains(&p)) {
         return not(
-            "a pickle outside of a zip archive (torch.save before PyTorch 1.6, or plain pickle)",
-            "load it in PyTorch and save it again with torch.save(obj, path)",
+            "a pickle that torch.save did not write (plain pickle, joblib, ...)",
+            "load it in Python, and save its tensors with torch.save(obj, path)",
         );
-    }
-    if file.get(257..262) == Some(b"ustar") {
-        return not("a tar archive", "unpack it, or load and save it again with a current PyTorch");
     }
     if file.iter().take(4096).all(|&b| b == 0) {
         return not("nothing but zero bytes at its beginning: the copy or download was not finished", "get it again");

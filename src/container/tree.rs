@@ -96,6 +96,46 @@ pub(crate) struct Reached {
 }
 
 impl Tree {
+    /// Adds a value.
+    pub(crate) fn add(&mut self, value: Value) -> ValueId {
+        self.values.push(value);
+        (self.values.len() - 1) as ValueId
+    }
+
+    /// Takes up the values of another tree, whose tensors are numbered from `first_tensor` on from now, and returns its
+    /// root.
+    pub(crate) fn graft(&mut self, other: Tree, first_tensor: usize) -> ValueId {
+        let shift = self.values.len() as ValueId;
+        let id = |id: &mut ValueId| *id += shift;
+        let pairs = |pairs: &mut [(ValueId, ValueId)]| {
+            for (key, value) in pairs {
+                id(key);
+                id(value);
+            }
+        };
+        let ids = |ids: &mut [ValueId]| ids.iter_mut().for_each(id);
+        self.values.extend(other.values.into_iter().map(|mut value| {
+            match &mut value {
+                Value::List(items) | Value::Set(items) => ids(items),
+                Value::Map(entries) => pairs(entries),
+                Value::Tensor(tensor) => *tensor += first_tensor,
+                Value::Module(module) => {
+                    pairs(&mut module.entries);
+                    pairs(&mut module.rest);
+                }
+                Value::Object(object) => {
+                    ids(&mut object.args);
+                    ids(&mut object.state);
+                    ids(&mut object.items);
+                    pairs(&mut object.entries);
+                }
+                _ => {}
+            }
+            value
+        }));
+        other.root + shift
+    }
+
     pub(crate) fn value(&self, id: ValueId) -> &Value {
         &self.values[id as usize]
     }

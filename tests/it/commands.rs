@@ -97,8 +97,19 @@ fn json_has_the_documented_names() {
     let text = succeed(&["inspect", "fixtures/mnist_vit.pth", "--json", "--hash", "--stats", "--match", "^head"]);
     let report: Value = serde_json::from_str(&text).unwrap();
     let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
-    let documented =
-        ["file", "bytes", "container", "root", "roots", "family", "architecture", "tensors", "lambdas", "values"];
+    let documented = [
+        "file",
+        "bytes",
+        "container",
+        "root",
+        "roots",
+        "family",
+        "architecture",
+        "tensors",
+        "others",
+        "lambdas",
+        "values",
+    ];
     assert_eq!(keys, documented);
     assert_eq!(report["container"], "torch-zip");
     assert_eq!(report["roots"], json!([{"path": "", "tensors": 80, "ema": false}]));

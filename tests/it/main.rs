@@ -12,6 +12,7 @@ mod fuzzed;
 mod objects;
 mod reading;
 mod support;
+mod torch_files;
 
 #[cfg(feature = "cli")]
 mod bad_flags;

@@ -10,7 +10,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-pub(super) use module::ScriptClasses;
+pub(super) use module::{ScriptClass, ScriptClasses};
 pub use problem::RebuildProblem;
 pub(super) use storage::{DeclaredStorage, Persistent};
 

@@ -27,8 +27,16 @@ impl Builder<'_> {
             Node::Dict(pairs) => Some(pairs.as_slice()),
             _ => None,
         })?;
-        if let Some(script) = self.scripts.get(&**class) {
-            return Some(self.script_module(class, attributes, script));
+        if class.starts_with("__torch__.") {
+            return match self.scripts.get(&**class) {
+                Some(script) => Some(self.script_module(class, attributes, script)),
+                // An archive without code (made for phones): every attribute may be part of the state.
+                None if self.scripts.is_empty() => {
+                    let entries = attributes.iter().map(|&(key, value)| (index(key), index(value))).collect();
+                    Some(Value::Module(Box::new(Module { class: class.clone(), entries, rest: Vec::new() })))
+                }
+                None => None,
+            };
         }
         let find = |name: &str| attributes.iter().rev().find(|(key, _)| self.is_text(*key, name)).map(|&(_, id)| id);
         let pairs = |name: &str| find(name).and_then(|id| self.pairs(id));

@@ -24,7 +24,7 @@ pub(in crate::container) enum Persistent<'a> {
     /// `("module", class, file, source)`, up to 1.5.
     Storages,
     /// Tensors that were read before, by key, and classes of modules as `(class, file, source)`, as in tar archives.
-    Tensors { tensors: &'a [Stored], by_key: &'a HashMap<String, usize> },
+    Tensors { tensors: &'a [Stored], by_key: &'a HashMap<String, Option<usize>> },
 }
 
 /// The part of a storage that a tensor's own storage is: elements before it, and its length.
@@ -82,7 +82,7 @@ impl Builder<'_> {
             _ => return Ok(None),
         };
         match by_key.get(&key) {
-            Some(&tensor) => Ok(Some(tensor)),
+            Some(&tensor) => Ok(tensor),
             None => Err((id, RebuildProblem::NoSuchObject(key))),
         }
     }
@@ -101,6 +101,11 @@ impl Builder<'_> {
     fn storage_of(&mut self, id: NodeId, key: NodeId) -> Fallible<StorageRef> {
         let pickle = self.pickle;
         let wrong = |what| (id, RebuildProblem::Arguments { function: "a storage".into(), what });
+        if matches!(pickle.node(key), Node::Str(_)) {
+            return Err(wrong(
+                "its persistent id is a text, as pickle protocol 0 writes it, which PyTorch cannot load",
+            ));
+        }
         let Some(&[tag, class, name, _, elements, ref view @ ..]) = pickle.sequence(key) else {
             return Err(wrong("its persistent id is no tuple of five"));
         };

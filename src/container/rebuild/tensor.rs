@@ -69,6 +69,9 @@ impl Builder<'_> {
                 if pickle.global(inner).is_some_and(|(_, name)| name == "_rebuild_wrapper_subclass") {
                     return self.wrapper(id, inner_args, state, depth);
                 }
+                if pickle.global(inner).is_some_and(|(_, name)| name == "_rebuild_njt") {
+                    return Ok(self.other(OtherKind::Nested, String::new(), Vec::new()));
+                }
                 if state.iter().any(|&part| self.holds_tensor(part)) {
                     return Err((id, RebuildProblem::Attributes));
                 }
