@@ -152,10 +152,16 @@ put("pickle", "old-instance", b"(i__main__\nC\np0\n(dp1\nS'x'\np2\nI1\nsb.")
 put("pickle", "old-object", b"((c__main__\nC\nI1\no(dS'x'\nI1\nsb.")
 put("pickle", "old-texts", b"(S'a\\n\\x41\\101\"'\nS\"b\"\nVu\\u00e4\\U0001f600\nT\x02\0\0\0ABU\x03abcP12\nN\x88I01\nI00\nL12L\nF1e3\nt.")
 put("pickle", "extensions", b"\x80\x02\x82\x01\x83\x01\x02\x84\x01\x02\x03\x04\x87.")
-put("pickle", "stack", b"\x80\x04(K\x01K\x0210K\x0520]2aN\x94h\x00\x85\x86.")
+put("pickle", "stack", b"\x80\x04N(K\x01K\x0210K\x0520]2aN\x94h\x00\x86\x86.")
 put("pickle", "long4", b"\x80\x02\x8b\x09\0\0\0\xff\xff\xff\xff\xff\xff\xff\xff\x7f\x8a\x00\x86.")
 put("pickle", "newobj-ex", pickle.dumps(pathlib.PurePosixPath("a"), 4) + b"rest")
 put("pickle", "kwargs", b"\x80\x04c__main__\nC\n)}X\x01\0\0\0kK\x01s\x92.")
+# What the fuzzer and Python did not agree about with this product once.
+put("pickle", "was-surrogate", pickle.dumps("a\udce9b", 0))
+put("pickle", "was-backslashes", b"V\\\\u0041\\\\\\u0041\\\n.")
+put("pickle", "was-plus", b"V\\U+001f600\n.")
+put("pickle", "was-quoted", b"S'a' \n.")
+put("pickle", "was-octal", b"L010L\n.")
 put("pickle", "long-lengths", b"\x80\x04\x8d\x02\0\0\0\0\0\0\0ab\x8e\x01\0\0\0\0\0\0\0c\x96\x01\0\0\0\0\0\0\0d\x95\x01\0\0\0\0\0\0\0N\x94\x97\x98(t.")
 
 # Archives ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 //! What each fuzz target does with its input: shared by the fuzzers and by the tests that replay their corpora.
 //!
-//! A target returns if all is well and panics if not. An error that says what is wrong with the input is all well.
+//! A target returns if all is well, and tells whether the input was read, and panics if not. An error that says what is
+//! wrong with the input is all well.
 
 mod build;
 mod pickles;
@@ -13,7 +14,7 @@ use m2pt_surgery::{Checkpoint, Error, SafetensorsProblem};
 pub(crate) use pickles::pickle;
 
 /// A target: it panics if the product does what it must not.
-pub(crate) type Target = fn(&[u8]);
+pub(crate) type Target = fn(&[u8]) -> bool;
 
 /// Every target by name; its seeds are in `fuzz/corpus/NAME/`.
 pub(crate) const ALL: &[(&str, Target)] = &[
@@ -29,10 +30,9 @@ pub(crate) const ALL: &[(&str, Target)] = &[
 /// The largest data section that is made up for a header, in bytes.
 const MAX_FILL: u64 = 1 << 20;
 
-/// Opens a file and does everything with it that a user could. Its error if it is refused.
-fn file(bytes: Vec<u8>) -> Result<(), Error> {
-    walk::checkpoint(&opened(bytes)?);
-    Ok(())
+/// Opens a file and does everything with it that a user could; false if it is refused.
+fn file(bytes: Vec<u8>) -> bool {
+    opened(bytes).map(|checkpoint| walk::checkpoint(&checkpoint)).is_ok()
 }
 
 fn opened(bytes: Vec<u8>) -> Result<Checkpoint, Error> {
@@ -46,15 +46,16 @@ fn opened(bytes: Vec<u8>) -> Result<Checkpoint, Error> {
 /// A zip archive: the input as it is if it begins like one, else one that is built around it ([`build::zip`]).
 ///
 /// Second opinion: the `zip` crate. Elements that lie in one run must be in one of the entries that it reads.
-pub(crate) fn torch_zip(input: &[u8]) {
+pub(crate) fn torch_zip(input: &[u8]) -> bool {
     let bytes = if input.starts_with(b"PK") { input.to_vec() } else { build::zip(input) };
-    let Ok(checkpoint) = opened(bytes.clone()) else { return };
+    let Ok(checkpoint) = opened(bytes.clone()) else { return false };
     let runs = walk::checkpoint(&checkpoint);
-    let Some(entries) = zip_entries(&bytes) else { return };
+    let Some(entries) = zip_entries(&bytes) else { return true };
     for run in runs {
         let found = entries.iter().any(|entry| entry.get(run.start..).is_some_and(|rest| rest.starts_with(&run.bytes)));
         assert!(found, "a tensor's {} bytes at {} are in no entry", run.bytes.len(), run.start);
     }
+    true
 }
 
 /// The data of all entries as the `zip` crate reads them; `None` if it cannot.
@@ -78,34 +79,34 @@ fn zip_entries(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 }
 
 /// A legacy stream: the input as it is if it begins like a pickle, else what follows the three pickles of its head.
-pub(crate) fn legacy(input: &[u8]) {
+pub(crate) fn legacy(input: &[u8]) -> bool {
     let bytes = if input.starts_with(b"\x80") { input.to_vec() } else { build::legacy(input) };
-    let _refused = file(bytes);
+    file(bytes)
 }
 
 /// A tar archive: the input as it is if it is one, else one that is built around it ([`build::tar`]).
-pub(crate) fn tar(input: &[u8]) {
+pub(crate) fn tar(input: &[u8]) -> bool {
     let is_tar = input.get(257..262) == Some(b"ustar");
     let bytes = if is_tar { input.to_vec() } else { build::tar(input) };
-    let _refused = file(bytes);
+    file(bytes)
 }
 
 /// A NumPy file: the input as it is if it begins like one, else one whose header is the text before the first zero byte.
-pub(crate) fn npy(input: &[u8]) {
+pub(crate) fn npy(input: &[u8]) -> bool {
     let bytes = if input.starts_with(b"\x93NUMPY") { input.to_vec() } else { build::npy(input) };
-    let _refused = file(bytes);
+    file(bytes)
 }
 
 /// A safetensors file: the input as it is, or, if it begins with a brace, one whose header is the text before the first
 /// zero byte. If only the size of its data is wrong, that is put right.
 ///
 /// Second opinion: the `safetensors` crate must accept what is accepted here, and see the same in it.
-pub(crate) fn safetensors(input: &[u8]) {
+pub(crate) fn safetensors(input: &[u8]) -> bool {
     let mut bytes = if input.starts_with(b"{") { build::safetensors(input) } else { input.to_vec() };
     let mut checkpoint = opened(bytes.clone());
     if let Err(Error::Safetensors { problem: SafetensorsProblem::DataLength { expected, found }, .. }) = checkpoint {
         if expected > MAX_FILL {
-            return;
+            return false;
         }
         let data = bytes.len() - found as usize;
         bytes.resize(data + expected as usize, 0xa5);
@@ -117,13 +118,14 @@ pub(crate) fn safetensors(input: &[u8]) {
             if theirs.is_ok() {
                 assert!(is_stricter(&error), "refused, where the safetensors crate accepts: {error}");
             }
+            false
         }
         Ok(checkpoint) => {
             walk::checkpoint(&checkpoint);
             let theirs = theirs.unwrap_or_else(|error| panic!("the safetensors crate refuses it: {error}"));
             let Ok(ours) = checkpoint.state_dict(&m2pt_surgery::RootChoice::Path(String::new())) else {
                 assert_eq!(theirs.len(), 0, "tensors were lost");
-                return;
+                return true;
             };
             assert_eq!(ours.specs().len(), theirs.len());
             for (index, spec) in ours.specs().iter().enumerate() {
@@ -133,6 +135,7 @@ pub(crate) fn safetensors(input: &[u8]) {
                 let Ok(data) = ours.tensor(index) else { panic!("{:?} cannot be read", spec.name) };
                 assert_eq!(data.view().as_bytes(), Some(view.data()));
             }
+            true
         }
     }
 }
@@ -151,22 +154,26 @@ fn is_stricter(error: &Error) -> bool {
 }
 
 /// The index of a sharded model, in a folder with the shards it may name.
-pub(crate) fn index_json(input: &[u8]) {
+pub(crate) fn index_json(input: &[u8]) -> bool {
     let folder = build::Shards::new();
+    let mut accepted = false;
     for name in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
         let path = folder.0.join(name);
         if std::fs::write(&path, input).is_err() {
-            return;
+            return false;
         }
-        open(&folder.0);
-        open(&path);
+        accepted |= open(&folder.0);
+        accepted |= open(&path);
         let _ = std::fs::remove_file(&path);
     }
+    accepted
 }
 
-fn open(path: &Path) {
-    match Checkpoint::open(path) {
-        Ok(checkpoint) => drop(walk::checkpoint(&checkpoint)),
-        Err(error) => walk::error(&error),
+fn open(path: &Path) -> bool {
+    let checkpoint = Checkpoint::open(path);
+    match &checkpoint {
+        Ok(checkpoint) => drop(walk::checkpoint(checkpoint)),
+        Err(error) => walk::error(error),
     }
+    checkpoint.is_ok()
 }

@@ -4,13 +4,13 @@ use m2pt_surgery::pickle::{Emitter, Node, NodeId, Pickle, parse};
 
 /// Reads a pickle. Every id and offset in it must be valid, what follows its end must not matter, and what the writer can
 /// write must come back as it was.
-pub(crate) fn pickle(input: &[u8]) {
+pub(crate) fn pickle(input: &[u8]) -> bool {
     let read = match parse(input) {
         Ok(read) => read,
         Err(error) => {
             assert!(error.offset <= input.len() as u64, "{error}");
             assert!(!error.to_string().is_empty());
-            return;
+            return false;
         }
     };
     assert!(0 < read.end() && read.end() <= input.len());
@@ -35,6 +35,7 @@ pub(crate) fn pickle(input: &[u8]) {
         let Ok(again) = parse(&emitter.stop()) else { panic!("what was written cannot be read") };
         equal(&read, read.root(), &again, again.root());
     }
+    true
 }
 
 /// Equal, where NaN equals itself.
