@@ -169,8 +169,17 @@ impl Checkpoint {
         Ok(StateDict { checkpoint: self, root: selected.path, specs, stored, outside })
     }
 
+    /// Checks that the file is still what it was when it was opened, as far as its size and its time tell.
+    ///
+    /// # Errors
+    /// [`Error::Shorter`] and [`Error::Changed`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.map.check_unchanged(&self.path)
+    }
+
     /// The bytes of a storage, decompressed if need be, its checksum verified on first use.
     fn storage(&self, index: usize) -> Result<Bytes<'_>> {
+        self.check_unchanged()?;
         let storage = &self.contents.storages[index];
         let zip = |problem: ZipProblem| Error::Zip { path: self.path.clone(), problem };
         match &storage.extent {
@@ -279,7 +288,8 @@ impl<'c> StateDict<'c> {
     /// The data of the tensor with that index.
     ///
     /// # Errors
-    /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong.
+    /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong; [`Error::Shorter`] and
+    /// [`Error::Changed`] if the file is not what it was when it was opened.
     pub fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
         let stored = &self.checkpoint.contents.tensors[self.stored[index]];
         let order = self.checkpoint.contents.storages[stored.storage].order;

@@ -6,6 +6,7 @@
 mod map;
 mod rebuild;
 mod safetensors;
+mod shrunk;
 mod sniff;
 mod torch_zip;
 mod tree;
@@ -21,6 +22,8 @@ use crate::tensor::{ByteOrder, DType};
 pub(crate) use map::Map;
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
+pub use shrunk::exit_on_shrunk_file;
+pub(crate) use shrunk::{Watch, watch_scratch};
 pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, TreeLimit};
 pub(crate) use tree::{Object, Reached, Tree, Value, ValueId};
 pub use zip::ZipProblem;
