@@ -7,6 +7,7 @@
  * FAULTS_AT      the number of the call to hit, from 1; 0 hits none
  * FAULTS_KIND    an errno by name (EIO), which the call then fails with
  *                EIO...  the same for that call and all later ones
+ *                done+EIO  the call is made, and reported as failed, as network file systems may do
  *                short   half of the bytes are written
  *                short+ENOSPC  half of the bytes are written, and the next write fails
  *                kill-before, kill-after  SIGKILL on this side of the call
@@ -84,7 +85,7 @@ static void die(void) {
     for (;;) pause();
 }
 
-enum { PASS, HALF, THEN_DIE, HALF_THEN_DIE, FAIL };
+enum { PASS, HALF, THEN_DIE, HALF_THEN_DIE, THEN_FAIL, FAIL };
 
 /* Counts a call, and says what is to become of it; FAIL with errno set. */
 static int meet(const char *function, const char *name, size_t bytes) {
@@ -101,6 +102,7 @@ static int meet(const char *function, const char *name, size_t bytes) {
     if (!strcmp(kind, "kill-before")) die();
     if (!strcmp(kind, "kill-after")) return THEN_DIE;
     if (!strcmp(kind, "kill-within")) return HALF_THEN_DIE;
+    if (!strcmp(kind, "done+EIO")) return THEN_FAIL;
     if (!strncmp(kind, "short", 5)) {
         if (strchr(kind, '+')) later = number(strchr(kind, '+') + 1);
         return HALF;
@@ -116,6 +118,10 @@ static int meet(const char *function, const char *name, size_t bytes) {
         int fate = meet(function, name, 0);             \
         if (fate == FAIL) return -1;                    \
         __typeof__(call) result = (call);               \
+        if (fate == THEN_FAIL) {                        \
+            errno = EIO;                                \
+            return -1;                                  \
+        }                                               \
         if (fate != PASS) die();                        \
         return result;                                  \
     } while (0)
