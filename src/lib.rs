@@ -17,6 +17,11 @@
 //! Files are recognised by content, and memory-mapped. A value read is the value stored: checksums are verified where
 //! the file has them, and missing, truncated, overlapping or over-long data is an error.
 //!
+//! A file must not be changed while it is open. Each tensor is only read, and each output only published, if the size and
+//! time of its file are still those of its opening; otherwise that is [`Error::Shorter`] or [`Error::Changed`]. A file that
+//! is made shorter while a tensor is being read is more than a library can catch: on Unix the signal SIGBUS ends the
+//! process, unless the program handles it; [`exit_on_shrunk_file`] does so.
+//!
 //! # What is refused
 //! Legacy (pre-1.6), tar, TorchScript and `torch.package` files, sparse, quantised, nested and meta tensors: each with
 //! what it is and what to do instead. What no honest file needs is refused by these limits:
@@ -63,7 +68,7 @@ pub use checkpoint::{
 pub use container::{
     Container, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES,
     MAX_TENSORS, MAX_VISITS, OtherKind, OtherTensor, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit,
-    ZipProblem,
+    ZipProblem, exit_on_shrunk_file,
 };
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};

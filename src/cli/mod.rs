@@ -64,6 +64,8 @@ enum Command {
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut printer = Printer::new(cli.color, cli.quiet);
+    // Without it the system ends the program in that case, which leaves a scratch file behind and no more.
+    let _ = m2pt_surgery::exit_on_shrunk_file(i32::from(FAILED));
     let result = match &cli.command {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
@@ -74,7 +76,8 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => DONE,
         // All other errors of the operating system come with their file.
         Err(error) if error.is::<io::Error>() => {
-            printer.error(&format!("cannot write to standard output: {error}"));
+            let written = error.downcast_ref::<fold::Written>().map_or(String::new(), |file| format!(", but {file}"));
+            printer.error(&format!("cannot write to standard output{written}: {}", error.root_cause()));
             ExitCode::from(FAILED)
         }
         // Lists the roots, one a line, their names escaped.

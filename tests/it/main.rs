@@ -21,11 +21,15 @@ mod bad_input;
 mod bench;
 #[cfg(feature = "cli")]
 mod commands;
+#[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
+mod faults;
 #[cfg(all(feature = "cli", unix))]
 mod killed;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod memory;
 #[cfg(feature = "verify")]
 mod model;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod shrunk;
 #[cfg(feature = "cli")]
 mod writing;
