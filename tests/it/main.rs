@@ -7,6 +7,7 @@
     reason = "tests fail by panicking, their helpers included"
 )]
 
+mod comparing;
 mod folding;
 mod objects;
 mod reading;
