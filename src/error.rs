@@ -1,5 +1,6 @@
 //! What can go wrong, with where: file, tensor, byte offset, and the way out.
 
+use std::fmt::Display;
 use std::io;
 use std::path::PathBuf;
 
@@ -27,6 +28,18 @@ pub enum Error {
         path: PathBuf,
         /// The operating system's reason.
         source: io::Error,
+    },
+    /// An input was made shorter after it was opened.
+    #[error("{}", shorter(path.display()))]
+    Shorter {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An input was changed after it was opened.
+    #[error("{} was changed while it was read; wait until whatever writes it is done, and try again", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
     },
     /// The path is a folder.
     #[error("{} is a folder; give the path of one checkpoint file", path.display())]
@@ -184,6 +197,14 @@ pub enum Error {
         /// What is wrong.
         problem: OutputProblem,
     },
+    /// The output was published, but its sidecar was not.
+    #[error("{} was written, but the report on it was not", output.display())]
+    Sidecar {
+        /// The output.
+        output: PathBuf,
+        /// What went wrong with the sidecar.
+        source: Box<Error>,
+    },
     /// A result holds NaN or infinity.
     #[error("{tensor:?} would hold NaN or infinity: {origin}; --allow-non-finite lets it pass")]
     NonFinite {
@@ -195,6 +216,11 @@ pub enum Error {
     /// The user stopped it.
     #[error("stopped; nothing was written")]
     Cancelled,
+}
+
+/// The message about an input that was made shorter.
+pub(crate) fn shorter(path: impl Display) -> String {
+    format!("{path} was made shorter while it was read; wait until whatever writes it is done, and try again")
 }
 
 /// Where a NaN or infinity comes from.

@@ -9,17 +9,24 @@
 //! through one executor, in pieces of fixed size, into a file that is published whole or not at all.
 //!
 //! # What is read
-//! - The zip archive of `torch.save` (since PyTorch 1.6): stored or deflated entries, aligned or not, zip64, little- and
-//!   big-endian, every dense element type of PyTorch 2.15, any strides, shared storages, zero-size tensors. Objects of
-//!   unknown classes stay inert values.
-//! - safetensors, all of its element types.
+//! Files are recognised by content, and memory-mapped:
+//! - the zip archive of `torch.save` (since PyTorch 1.6): stored or deflated entries, aligned or not, zip64, little- and
+//!   big-endian;
+//! - the legacy stream (PyTorch 0.1.10 to 1.5, and on request today), the tar archive before it, TorchScript,
+//!   `torch.package`;
+//! - safetensors, all of its element types;
+//! - NumPy's `.npy` and `.npz`;
+//! - folders: sharded checkpoints with their index, and those of `torch.distributed.checkpoint`.
 //!
-//! Files are recognised by content, and memory-mapped. A value read is the value stored: checksums are verified where
-//! the file has them, and missing, truncated, overlapping or over-long data is an error.
+//! Every dense element type of PyTorch 2.15, any strides, shared storages, zero-size tensors. The parameters and buffers of
+//! pickled modules have the names that `state_dict()` gives them. Objects of unknown classes stay inert values.
+//!
+//! A value read is the value stored: checksums are verified where the file has them, and missing, truncated, overlapping
+//! or over-long data is an error. Sparse, quantised, nested and meta tensors are listed ([`StateDict::others`]), and nothing
+//! else. `docs/formats.md` has a table of all, with the test for each.
 //!
 //! # What is refused
-//! Legacy (pre-1.6), tar, TorchScript and `torch.package` files, sparse, quantised, nested and meta tensors: each with
-//! what it is and what to do instead. What no honest file needs is refused by these limits:
+//! What no honest file needs is refused by these limits:
 //!
 //! | limit | |
 //! | --- | --- |
@@ -46,6 +53,7 @@
 
 mod checkpoint;
 mod container;
+mod diff;
 mod engine;
 mod error;
 mod fold;
@@ -63,8 +71,9 @@ pub use checkpoint::{
 pub use container::{
     Container, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES,
     MAX_TENSORS, MAX_VISITS, OtherKind, OtherTensor, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit,
-    ZipProblem,
+    ZipProblem, exit_on_shrunk_file,
 };
+pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, PlannedFold, Understood};

@@ -201,10 +201,19 @@ impl Checkpoint {
         Ok(StateDict { checkpoint: self, root: selected.path, specs, stored, others, outside })
     }
 
+    /// Checks that every file is still what it was when it was opened, as far as its size and its time tell.
+    ///
+    /// # Errors
+    /// [`Error::Shorter`] and [`Error::Changed`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.contents.sources.iter().try_for_each(|source| source.map.check_unchanged(&source.path))
+    }
+
     /// The bytes of a storage, decompressed if need be, its checksum verified on first use.
     fn storage(&self, index: usize) -> Result<Bytes<'_>> {
         let storage = &self.contents.storages[index];
         let source = &self.contents.sources[storage.source];
+        source.map.check_unchanged(&source.path)?;
         let zip = |problem: ZipProblem| Error::Zip { path: source.path.clone(), problem };
         match &storage.extent {
             Extent::Missing => Ok(Bytes::Mapped(&[])),
@@ -341,7 +350,8 @@ impl<'c> StateDict<'c> {
     /// The data of the tensor with that index.
     ///
     /// # Errors
-    /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong.
+    /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong; [`Error::Shorter`] and
+    /// [`Error::Changed`] if the file is not what it was when it was opened.
     pub fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
         let stored = self.stored[index];
         let order = self.checkpoint.contents.storages[stored.storage].order;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -251,16 +252,37 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             printer.note(&format!("{name} holds NaN or infinity"));
         }
     }
-    if args.json {
-        printer.json(&report_json(&fold, done.as_ref()))?;
-        return Ok(DONE);
-    }
-    models(&fold, printer)?;
-    match &done {
-        None => dry_run(&fold, printer)?,
-        Some(done) => report(&fold, done, printer)?,
+    let printed = print(args, &fold, done.as_ref(), printer);
+    if done.is_some() {
+        // Whatever becomes of the printing: the file is there.
+        printed.context(Written(printable(&args.output.display().to_string())))?;
+    } else {
+        printed?;
     }
     Ok(DONE)
+}
+
+/// The name of the file that was written before something else failed.
+#[derive(Debug)]
+pub(super) struct Written(String);
+
+impl fmt::Display for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} was written", self.0)
+    }
+}
+
+fn print(args: &Args, fold: &PlannedFold<'_>, done: Option<&FoldReport>, printer: &mut Printer) -> Result<()> {
+    if args.json {
+        printer.json(&report_json(fold, done))?;
+    } else {
+        models(fold, printer)?;
+        match done {
+            None => dry_run(fold, printer)?,
+            Some(done) => report(fold, done, printer)?,
+        }
+    }
+    Ok(printer.flush()?)
 }
 
 /// What each file was taken for.

@@ -1,5 +1,6 @@
 //! The commands: arguments -> options -> one library call -> rendering. Nothing else prints.
 
+mod diff;
 mod fold;
 mod inspect;
 mod lambdas;
@@ -16,6 +17,8 @@ use printer::Printer;
 
 /// Done, and sound.
 const DONE: ExitCode = ExitCode::SUCCESS;
+/// Done, with a finding.
+const FINDING: u8 = 1;
 /// Could not be done.
 const FAILED: u8 = 2;
 
@@ -30,6 +33,7 @@ const FAILED: u8 = 2;
   m2pt-surgery inspect image.pth
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.safetensors
+  m2pt-surgery diff image.pth merged.pth
 
 Exit status: 0 done; 1 done, with a finding; 2 could not be done."
 )]
@@ -58,15 +62,19 @@ enum Colour {
 enum Command {
     Inspect(inspect::Args),
     Fold(Box<fold::Args>),
+    Diff(diff::Args),
 }
 
 /// Runs the program.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let mut printer = Printer::new(cli.color, cli.quiet);
+    // Without it the system ends the program in that case, which leaves a scratch file behind and no more.
+    let _ = m2pt_surgery::exit_on_shrunk_file(i32::from(FAILED));
     let result = match &cli.command {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
+        Command::Diff(args) => diff::run(args, &mut printer),
     };
     match result.and_then(|code| Ok(printer.flush().map(|()| code)?)) {
         Ok(code) => code,
@@ -74,7 +82,8 @@ pub(crate) fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => DONE,
         // All other errors of the operating system come with their file.
         Err(error) if error.is::<io::Error>() => {
-            printer.error(&format!("cannot write to standard output: {error}"));
+            let written = error.downcast_ref::<fold::Written>().map_or(String::new(), |file| format!(", but {file}"));
+            printer.error(&format!("cannot write to standard output{written}: {}", error.root_cause()));
             ExitCode::from(FAILED)
         }
         // Lists the roots, one a line, their names escaped.

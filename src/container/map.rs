@@ -1,16 +1,28 @@
-//! Read-only memory maps: the one file of the crate with `unsafe` code.
+//! Read-only memory maps: with `shrunk.rs`, which deals with files that are cut meanwhile, the only `unsafe` code.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Deref;
 use std::path::Path;
+use std::time::SystemTime;
 
+use super::shrunk::{Watch, watch_map};
 use crate::error::{Error, Result};
 
 /// A whole file, mapped for reading; or bytes that are in memory already.
 #[derive(Debug)]
 pub(crate) enum Map {
-    Mapped(memmap2::Mmap),
+    Mapped(Mapped),
     Memory(Vec<u8>),
+}
+
+/// A file that is mapped and kept open.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    /// First, so that the handler forgets the file before it is unmapped and closed.
+    _watch: Option<Watch>,
+    map: memmap2::Mmap,
+    file: File,
+    modified: Option<SystemTime>,
 }
 
 impl Map {
@@ -29,17 +41,42 @@ impl Map {
             return Err(Error::NotAFile { path: path.to_owned() });
         }
         let file = File::open(path).map_err(io)?;
-        if file.metadata().map_err(io)?.len() == 0 {
+        let metadata = file.metadata().map_err(io)?;
+        if metadata.len() == 0 {
             return Ok(Map::Memory(Vec::new()));
         }
         // SAFETY: the map is private to this value, read-only, and only ever seen as `&[u8]`, for which every bit
         // pattern is valid. What no program can rule out is another process changing the file meanwhile: then the
         // bytes may change between two reads (nothing here relies on reading the same value twice for memory safety),
-        // and if the file is made shorter the operating system ends this process with SIGBUS.
+        // and if the file is made shorter the operating system sends this process SIGBUS: see `shrunk.rs`.
         #[expect(unsafe_code, reason = "mapping a file is unsafe by nature; see SAFETY above")]
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-        Ok(Map::Mapped(map))
+        let watch = watch_map(path, &file, &map);
+        Ok(Map::Mapped(Mapped { _watch: watch, map, file, modified: modified(&metadata) }))
     }
+
+    /// Checks that the file is still what it was when it was opened, as far as its size and its time tell; `path` is for
+    /// messages.
+    ///
+    /// # Errors
+    /// [`Error::Shorter`] and [`Error::Changed`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self, path: &Path) -> Result<()> {
+        let Map::Mapped(Mapped { map, file, modified: before, .. }) = self else { return Ok(()) };
+        let metadata =
+            file.metadata().map_err(|source| Error::Io { action: "look at", path: path.to_owned(), source })?;
+        if metadata.len() < map.len() as u64 {
+            return Err(Error::Shorter { path: path.to_owned() });
+        }
+        if modified(&metadata) != *before {
+            return Err(Error::Changed { path: path.to_owned() });
+        }
+        Ok(())
+    }
+}
+
+/// When the file was changed last, where the system tells.
+fn modified(metadata: &Metadata) -> Option<SystemTime> {
+    metadata.modified().ok()
 }
 
 impl Deref for Map {
@@ -47,7 +84,7 @@ impl Deref for Map {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Map::Mapped(map) => map,
+            Map::Mapped(mapped) => &mapped.map,
             Map::Memory(bytes) => bytes,
         }
     }

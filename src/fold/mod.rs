@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::naming::{Family, Flags, Layers, Recognised, Selector};
 use crate::plan::{self, AuxSide, DepthMismatch, FoldOptions, Plan, Side};
 use crate::tensor::decode_f64;
-use crate::write::{ScratchFile, check_target};
+use crate::write::{ScratchFile, check_target, leftovers};
 
 /// The open inputs of a fold.
 #[derive(Debug)]
@@ -111,9 +111,17 @@ impl FoldInputs {
         let mut planned = PlannedFold { inputs: self, target, aux, plan, file_bytes: 0 };
         planned.file_bytes = planned.layout(None)?.file_bytes();
         planned.note_left_behind();
-        check_target(&request.output, request.force)?;
-        if request.sidecar {
-            check_target(&request.sidecar_path(), request.force)?;
+        let sidecar = request.sidecar.then(|| request.sidecar_path());
+        for path in std::iter::once(&request.output).chain(&sidecar) {
+            check_target(path, request.force)?;
+            let notes = leftovers(path).into_iter().map(|left| {
+                format!(
+                    "{} was left behind by a run that was killed, or is being written by another one now; if there is \
+                     none, remove it",
+                    left.display()
+                )
+            });
+            planned.plan.notes.extend(notes);
         }
         Ok(planned)
     }
@@ -244,8 +252,8 @@ impl<'i> PlannedFold<'i> {
     /// Runs the plan and publishes the output, and the sidecar if one was asked for.
     ///
     /// # Errors
-    /// [`Error`]; then the output was not published, and what was there before is untouched. (The one exception: a sidecar
-    /// that cannot take its name, when it was written and the output has taken its own.)
+    /// [`Error`]; then the output was not published, and what was there before is untouched. The one exception is
+    /// [`Error::Sidecar`]: the output is there, whole, but its sidecar could not take its name.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<FoldReport> {
         let started = Instant::now();
         let request = self.request();
@@ -263,9 +271,15 @@ impl<'i> PlannedFold<'i> {
         let inputs: Vec<StateDict<'_>> =
             std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
         let run = engine::run(&self.plan, &inputs, writer.sink(), request.allow_non_finite, progress)?;
+        // What was read is what the files held, or is not published.
+        for input in &inputs {
+            input.checkpoint().check_unchanged()?;
+        }
         writer.publish()?;
         if let Some(sidecar) = sidecar {
-            sidecar.publish()?;
+            sidecar
+                .publish()
+                .map_err(|source| Error::Sidecar { output: request.output.clone(), source: Box::new(source) })?;
         }
         Ok(FoldReport { run, file_bytes, elapsed: started.elapsed() })
     }

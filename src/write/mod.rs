@@ -12,7 +12,7 @@ use crate::plan::{Plan, Sharing};
 pub(crate) use pth::PthLayout;
 pub use safetensors::LayoutProblem;
 pub(crate) use safetensors::SafetensorsLayout;
-pub(crate) use scratch::{ScratchFile, check_target};
+pub(crate) use scratch::{ScratchFile, check_target, leftovers};
 
 /// Where the engine puts the bytes that it computes.
 pub(crate) trait Sink {

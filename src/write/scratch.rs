@@ -1,10 +1,11 @@
 //! A file that is published whole or not at all.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::container::{Watch, watch_scratch};
 use crate::error::{Error, OutputProblem, Result};
 
 /// Bytes gathered before they are written; larger pieces are written at once.
@@ -15,17 +16,19 @@ const BUFFER: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct ScratchFile {
     file: Option<BufWriter<File>>,
-    scratch: PathBuf,
+    /// `None` once it has become the target.
+    scratch: Option<PathBuf>,
+    _watch: Option<Watch>,
     target: PathBuf,
     replace: bool,
 }
 
 /// Checks that a file can be published at `path`: its folder exists, and it is no folder or device; that nothing is there
-/// yet, unless it may be replaced.
+/// yet, unless it may be replaced. Returns what is known of the file that is there.
 ///
 /// # Errors
-/// [`Error::Output`] saying which.
-pub(crate) fn check_target(path: &Path, replace: bool) -> Result<()> {
+/// [`Error::Output`] saying which; [`Error::Io`] if the operating system does not tell.
+pub(crate) fn check_target(path: &Path, replace: bool) -> Result<Option<Metadata>> {
     let wrong = |problem| Err(Error::Output { path: path.to_owned(), problem });
     // `Path` ignores a slash at the end; the operating system does not.
     if path.file_name().is_none() || path.as_os_str().as_encoded_bytes().ends_with(b"/") {
@@ -43,11 +46,40 @@ pub(crate) fn check_target(path: &Path, replace: bool) -> Result<()> {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => wrong(OutputProblem::NotAFile),
         Ok(_) if !replace => wrong(OutputProblem::Exists),
-        Ok(_) => Ok(()),
+        Ok(metadata) => Ok(Some(metadata)),
         // A link that leads nowhere is a name that is taken.
-        Err(_) if fs::symlink_metadata(path).is_ok() => wrong(OutputProblem::BrokenLink),
-        Err(_) => Ok(()),
+        Err(_) if fs::symlink_metadata(path).is_ok_and(|link| link.is_symlink()) => wrong(OutputProblem::BrokenLink),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        // Not knowing what is there is no licence to replace it.
+        Err(source) => Err(Error::Io { action: "look at", path: path.to_owned(), source }),
     }
+}
+
+/// The start of the names of the scratch files of `target`.
+fn scratch_prefix(target: &Path) -> String {
+    // File systems take names of 255 bytes; what is added here takes less than 100.
+    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    format!(".{}.m2pt-surgery-", &name[..name.floor_char_boundary(150)])
+}
+
+/// The scratch files of `path` that are there now: left behind by a killed process, or being written by another one.
+///
+/// Which of the two cannot be told safely (its process may live on another machine that shares the folder, or in another
+/// container), and so they are never removed.
+pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
+    let link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
+    let target = link.then(|| fs::canonicalize(path).ok()).flatten().unwrap_or_else(|| path.to_owned());
+    let prefix = scratch_prefix(&target);
+    // Where the folder may not be read, nothing can be said.
+    let entries = fs::read_dir(folder_of(&target)).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = entries
+        .filter(|entry| {
+            entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tmp"))
+        })
+        .map(|entry| target.with_file_name(entry.file_name()))
+        .collect();
+    found.sort();
+    found
 }
 
 /// The folder that a path names a file in.
@@ -66,8 +98,7 @@ impl ScratchFile {
     /// As [`check_target`], and [`Error::Io`].
     pub(crate) fn create(path: &Path, replace: bool) -> Result<ScratchFile> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        check_target(path, replace)?;
-        let existing = fs::metadata(path).ok();
+        let existing = check_target(path, replace)?;
         let target = match existing {
             Some(_) => fs::canonicalize(path).map_err(|source| Error::Io {
                 action: "follow",
@@ -76,22 +107,20 @@ impl ScratchFile {
             })?,
             None => path.to_owned(),
         };
-        // File systems take names of 255 bytes; what is added here takes less than 100.
-        let name = target.file_name().unwrap_or_default().to_string_lossy();
-        let name = &name[..name.floor_char_boundary(150)];
+        let prefix = scratch_prefix(&target);
         loop {
             let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let scratch = folder_of(&target).join(format!(".{name}.m2pt-surgery-{}-{number}.tmp", std::process::id()));
+            let scratch = folder_of(&target).join(format!("{prefix}{}-{number}.tmp", std::process::id()));
             let opened = OpenOptions::new().write(true).create_new(true).open(&scratch);
             let file = match opened {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
-                other => other.map_err(|source| Error::Io { action: "create", path: scratch.clone(), source })?,
+                other => other.map_err(|source| Error::Io { action: "create", path: target.clone(), source })?,
             };
-            let created = ScratchFile { file: Some(BufWriter::with_capacity(BUFFER, file)), scratch, target, replace };
-            if let Some(metadata) = existing {
-                fs::set_permissions(&created.scratch, metadata.permissions())
-                    .map_err(|e| created.error("set the mode of", e))?;
-            }
+            let watch = watch_scratch(&scratch);
+            let mode = existing.map(|metadata| fs::set_permissions(&scratch, metadata.permissions()));
+            let file = Some(BufWriter::with_capacity(BUFFER, file));
+            let created = ScratchFile { file, scratch: Some(scratch), _watch: watch, target, replace };
+            mode.transpose().map_err(|source| created.error("set the mode of", source))?;
             return Ok(created);
         }
     }
@@ -133,11 +162,13 @@ impl ScratchFile {
         // written but not read is no reason to fail.
         #[cfg(unix)]
         let folder = File::open(folder_of(&self.target)).ok();
+        let Some(scratch) = self.scratch.clone() else { return Ok(()) };
         if self.replace {
-            fs::rename(&self.scratch, &self.target).map_err(|source| self.error("replace", source))?;
+            fs::rename(&scratch, &self.target).map_err(|source| self.error("replace", source))?;
+            self.scratch = None;
         } else {
             // A link, unlike a renaming, fails if the name was taken meanwhile.
-            match fs::hard_link(&self.scratch, &self.target) {
+            match fs::hard_link(&scratch, &self.target) {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     return Err(Error::Output { path: self.target.clone(), problem: OutputProblem::Exists });
@@ -145,7 +176,8 @@ impl ScratchFile {
                 // Some file systems have no links.
                 Err(_) => {
                     check_target(&self.target, false)?;
-                    fs::rename(&self.scratch, &self.target).map_err(|source| self.error("create", source))?;
+                    fs::rename(&scratch, &self.target).map_err(|source| self.error("create", source))?;
+                    self.scratch = None;
                 }
             }
         }
@@ -160,8 +192,10 @@ impl ScratchFile {
 
 impl Drop for ScratchFile {
     fn drop(&mut self) {
-        // Gone already if it was renamed; where removing fails there is nobody to tell.
-        let _ = fs::remove_file(&self.scratch);
+        if let Some(scratch) = &self.scratch {
+            // Where removing fails there is nobody to tell.
+            let _ = fs::remove_file(scratch);
+        }
     }
 }
 

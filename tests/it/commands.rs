@@ -52,6 +52,24 @@ fn fold_says_what_it_would_do_and_what_it_did() {
 }
 
 #[test]
+fn diff_says_what_changed() {
+    let (vit, early) = ("fixtures/mnist_vit.pth", "fixtures/mnist_early.pth");
+    snapshot("diff", &["diff", early, vit, "--top", "5"]);
+    snapshot("diff_equal", &["diff", vit, "fixtures/mnist_vit.safetensors"]);
+    snapshot("diff_within", &["diff", vit, "fixtures/mnist_vit_f16.pth", "--match", "head", "--fail-above", "1e-3"]);
+    snapshot("diff_names", &["diff", vit, "fixtures/speech_vit.pth", "--match", "embed|norm$|^head", "--top", "3"]);
+    snapshot("diff_others", &["diff", "fixtures/torch_files/others.pth", "fixtures/torch_files/others.pth"]);
+    let text = run(&["diff", vit, "fixtures/mnist_vit_bf16.pth", "--match", "head.bias", "--json"]);
+    assert_eq!(text.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&text.stdout).unwrap();
+    assert_eq!(report["changed"][0]["dtype"], json!(["float32", "bfloat16"]));
+    let theirs = &expected("differences.json")["mnist_vit.pth mnist_vit_bf16.pth"]["head.bias"];
+    assert_eq!(report["changed"][0]["max_abs"], theirs["max_abs"]);
+    assert!(fail(&["diff", vit, early, "--match", "nothing"]).contains("--match"));
+    assert!(fail(&["diff", vit, early, "--fail-above", "-1"]).contains("--fail-above"));
+}
+
+#[test]
 fn refusals_say_what_where_and_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("merged.pth");

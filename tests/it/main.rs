@@ -7,6 +7,7 @@
     reason = "tests fail by panicking, their helpers included"
 )]
 
+mod comparing;
 mod folding;
 mod fuzzed;
 mod objects;
@@ -22,11 +23,15 @@ mod bad_input;
 mod bench;
 #[cfg(feature = "cli")]
 mod commands;
+#[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
+mod faults;
 #[cfg(all(feature = "cli", unix))]
 mod killed;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod memory;
 #[cfg(feature = "verify")]
 mod model;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod shrunk;
 #[cfg(feature = "cli")]
 mod writing;

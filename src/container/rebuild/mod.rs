@@ -179,6 +179,14 @@ impl<'p> Builder<'p> {
                     return Ok(value);
                 }
             }
+            "builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset" => {
+                if let (&[items], true) = (args, object.state.is_empty())
+                    && let Some(items) = pickle.sequence(items)
+                {
+                    self.copies(id, items.len())?;
+                    return Ok(Value::Set(indices(items)));
+                }
+            }
             "torch.Size" => {
                 let sizes = args.first().and_then(|&sizes| pickle.sequence(sizes)).unwrap_or(&[]);
                 self.copies(id, sizes.len())?;

@@ -59,9 +59,13 @@ pub(super) fn scalar(pickle: &Pickle, args: &[NodeId]) -> Option<Value> {
     }
 }
 
-/// An array (`_reconstruct` and its state): `numpy.ndarray float32 [2, 3]`.
+/// An array (`_reconstruct` and its state): `numpy.ndarray float32 [2, 3]`. `None` for arrays of objects, whose elements
+/// are values of the pickle.
 pub(super) fn array(pickle: &Pickle, object: &Object) -> Option<Value> {
-    let &[_, shape, kind, ..] = pickle.sequence(*object.state.first()?)? else { return None };
+    let &[_, shape, kind, _, data] = pickle.sequence(*object.state.first()?)? else { return None };
+    if pickle.sequence(data).is_some() {
+        return None;
+    }
     let (code, _) = dtype(pickle, kind)?;
     let shape = pickle.sequence(shape)?.iter().map(|&n| match pickle.node(n) {
         Node::Int(n) => Some(n.to_string()),
@@ -89,7 +93,6 @@ fn name(code: &str) -> &str {
         "b1" => "bool",
         "c8" => "complex64",
         "c16" => "complex128",
-        "O8" => "object",
         other => other,
     }
 }

@@ -70,7 +70,7 @@ impl Builder<'_> {
                     return self.wrapper(id, inner_args, state, depth);
                 }
                 if pickle.global(inner).is_some_and(|(_, name)| name == "_rebuild_njt") {
-                    return Ok(self.other(OtherKind::Nested, String::new(), Vec::new()));
+                    return self.jagged(pickle.sequence(inner_args).unwrap_or(&[]), depth);
                 }
                 if state.iter().any(|&part| self.holds_tensor(part)) {
                     return Err((id, RebuildProblem::Attributes));
@@ -112,7 +112,7 @@ impl Builder<'_> {
                 let dtype = self.inner_dtype(values, depth)?;
                 Ok(self.other(OtherKind::Nested, dtype, Vec::new()))
             }
-            ("_rebuild_njt", _) => Ok(self.other(OtherKind::Nested, String::new(), Vec::new())),
+            ("_rebuild_njt", _) => self.jagged(args, depth),
             ("_rebuild_meta_tensor_no_storage", &[dtype, shape, ..]) => {
                 let dtype = self.dtype_name(dtype).ok_or_else(|| wrong("the dtype is unknown"))?;
                 let shape = self.numbers(shape).ok_or_else(malformed)?;
@@ -138,6 +138,15 @@ impl Builder<'_> {
             ) => Err(wrong("there are too few")),
             _ => Err((id, RebuildProblem::Unsupported { function: full })),
         }
+    }
+
+    /// A nested tensor in the jagged layout.
+    fn jagged(&mut self, args: &[NodeId], depth: usize) -> Fallible<usize> {
+        let dtype = match self.attribute(args, "values") {
+            Some(values) => self.inner_dtype(values, depth)?,
+            None => String::new(),
+        };
+        Ok(self.other(OtherKind::Nested, dtype, Vec::new()))
     }
 
     /// A wrapper subclass with its state. A DTensor is its local tensor, if that is the whole.

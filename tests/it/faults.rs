@@ -1,0 +1,401 @@
+//! Faults around the output: every call to the operating system that concerns its folder fails in every way that it
+//! can, or kills the program. Whatever happens, the old file is there or the new one, whole.
+//!
+//! `tests/faults/interpose.c`, which is compiled here and preloaded into the program, makes the faults.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
+
+use crate::bench::{Bench, FOLD, assert_refusal, fold, model, to_safetensors, tool};
+use crate::support::repository;
+
+/// Mode and content of files, by path.
+type Files = BTreeMap<PathBuf, (u32, Vec<u8>)>;
+
+/// The compiled interposer.
+static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let (made, library) = (folder.join(format!("faults-{}.so", std::process::id())), folder.join("faults.so"));
+    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    let mut command = Command::new(&compiler);
+    command.args(["-std=gnu11", "-O1", "-shared", "-fPIC", "-o"]).arg(&made);
+    let output = command.arg(repository().join("tests/faults/interpose.c")).arg("-ldl").output().unwrap();
+    assert!(output.status.success(), "{compiler}: {}", String::from_utf8_lossy(&output.stderr));
+    // Other test processes may be using the one that is there.
+    fs::rename(made, &library).unwrap();
+    library
+});
+
+/// A call that the program made: `write`, 1044736 bytes, of the file `.merged.pth.m2pt-surgery-123-0.tmp`.
+#[derive(Debug)]
+struct Call {
+    function: String,
+    bytes: usize,
+    /// The process number replaced by `PID`.
+    name: String,
+}
+
+/// What may befall a call of that kind.
+fn faults(function: &str) -> Vec<&'static str> {
+    let errors: &[&str] = match function {
+        "stat" => &["EIO", "EACCES"],
+        "open" => &["EIO", "EINTR"],
+        "create" => &["EIO", "EINTR", "ENOSPC", "EPERM", "done+EIO"],
+        "readlink" => &["EIO"],
+        "chmod" => &["EPERM", "EIO"],
+        "write" => &["EIO", "EINTR", "ENOSPC", "EDQUOT", "short", "short+ENOSPC", "short+EIO", "kill-within"],
+        "fsync" => &["EIO", "EINTR", "ENOSPC"],
+        "rename" => &["EIO", "EXDEV", "EPERM", "ENOSPC", "done+EIO"],
+        "link" => &["EIO", "EXDEV", "EPERM", "EMLINK", "ENOSPC", "done+EIO"],
+        "unlink" => &["EIO", "EPERM", "done+EIO"],
+        other => panic!("the program calls {other}: say here how it can fail"),
+    };
+    [errors, &["EIO...", "kill-before", "kill-after"]].concat()
+}
+
+/// A fold to be disturbed, in a folder of its own.
+struct Case {
+    bench: Bench,
+    args: Vec<&'static str>,
+    /// The folder that is watched.
+    folder: &'static str,
+    /// The files that are written.
+    targets: Vec<&'static str>,
+    before: Files,
+    /// After a run that nothing disturbed.
+    done: Files,
+    /// The calls of such a run.
+    calls: Vec<Call>,
+}
+
+struct Run {
+    process: u32,
+    output: Output,
+    calls: Vec<Call>,
+}
+
+impl Case {
+    /// The fold with these arguments, which writes `targets` in `folder`; with `old`, they are there already.
+    fn new(args: &[&'static str], folder: &'static str, targets: &[&'static str], old: bool) -> Case {
+        let bench = Bench::new();
+        if args.contains(&"large.safetensors") {
+            // Large enough for several writes.
+            bench.put("large.safetensors", &to_safetensors(&model("", 128, 6)));
+        }
+        for target in targets.iter().filter(|_| old) {
+            bench.put(target, b"precious");
+            fs::set_permissions(bench.path(target), fs::Permissions::from_mode(0o640)).unwrap();
+        }
+        let mut case = Case {
+            before: bench.snapshot(),
+            bench,
+            args: args.to_vec(),
+            folder,
+            targets: targets.to_vec(),
+            done: Files::new(),
+            calls: Vec::new(),
+        };
+        let healthy = case.run(0, "");
+        assert_eq!(healthy.output.status.code(), Some(0), "{}", String::from_utf8_lossy(&healthy.output.stderr));
+        (case.calls, case.done) = (healthy.calls, case.bench.snapshot());
+        case.check_healthy();
+        case
+    }
+
+    /// Nothing went past the interposer; and a file has all of its bytes on the disk before it has its name.
+    fn check_healthy(&self) {
+        for target in &self.targets {
+            let (_, new) = &self.done[&self.bench.path(target)];
+            assert_ne!(Some(new), self.before.get(&self.bench.path(target)).map(|(_, old)| old));
+            let name = Path::new(target).file_name().unwrap().to_str().unwrap();
+            let scratch = |call: &Call| call.name.starts_with(&format!(".{name}.m2pt-surgery-PID-"));
+            let find = |from: usize, what: &str, matches: &dyn Fn(&Call) -> bool| {
+                let found = self.calls[from..].iter().position(matches);
+                from + found.unwrap_or_else(|| panic!("no {what} of {name} after call {from}: {:?}", self.calls))
+            };
+            let writes: Vec<usize> = (0..self.calls.len())
+                .filter(|&i| self.calls[i].function == "write" && scratch(&self.calls[i]))
+                .collect();
+            let written: usize = writes.iter().map(|&i| self.calls[i].bytes).sum();
+            assert_eq!(written, new.len(), "not all writes of {name} are seen: {:?}", self.calls);
+            let last = *writes.last().unwrap();
+            let synced = find(last, "fsync", &|call| call.function == "fsync" && scratch(call));
+            let named = find(synced, "name", &|call| {
+                (call.function == "link" || call.function == "rename") && call.name == name
+            });
+            find(named, "fsync of the folder", &|call| call.function == "fsync" && call.name == "/");
+            let names = self.calls.iter().filter(|call| call.name == name && call.function != "stat").count();
+            assert!(names <= 3, "{name} itself is touched more often than it should be: {:?}", self.calls);
+        }
+    }
+
+    /// Runs the fold; `kind` befalls call number `at`.
+    fn run(&self, at: usize, kind: &str) -> Run {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let child = self
+            .command()
+            .env("LD_PRELOAD", LIBRARY.as_path())
+            .env("FAULTS_FOLDER", fs::canonicalize(self.bench.path(self.folder)).unwrap())
+            .env("FAULTS_LOG", log.path())
+            .env("FAULTS_AT", at.to_string())
+            .env("FAULTS_KIND", kind)
+            .spawn()
+            .unwrap();
+        let process = child.id();
+        let output = child.wait_with_output().unwrap();
+        let text = fs::read_to_string(log.path()).unwrap().replace(&format!("-surgery-{process}-"), "-surgery-PID-");
+        let call = |line: &str| {
+            let fields: Vec<&str> = line.splitn(4, ' ').collect();
+            Call { function: fields[1].into(), bytes: fields[2].parse().unwrap(), name: fields[3].into() }
+        };
+        Run { process, output, calls: text.lines().map(call).collect() }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(tool());
+        command.args(&self.args).current_dir(fs::canonicalize(self.bench.path("")).unwrap());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Puts everything back as it was before, given what is there now.
+    fn restore(&self, now: &Files) {
+        for path in now.keys().filter(|path| !self.before.contains_key(*path)) {
+            fs::remove_file(path).unwrap();
+        }
+        for (path, state) in self.before.iter().filter(|(path, state)| now.get(*path) != Some(*state)) {
+            fs::write(path, &state.1).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(state.0)).unwrap();
+        }
+    }
+
+    /// Whether `state` is the file at `path` as it is after a run that nothing disturbed.
+    fn is_new(&self, path: &Path, state: Option<&(u32, Vec<u8>)>) -> bool {
+        state == self.done.get(path)
+    }
+
+    /// Checks what a run left behind that ended so, and puts everything back; `title` says which run. `may_leave` says
+    /// whether scratch files of that process may be there, being all that a killed process leaves; `may_be_done`, whether
+    /// the output may be there although the run failed.
+    fn check(&self, title: &str, process: u32, output: &Output, may_leave: bool, may_be_done: bool) {
+        let after = self.bench.snapshot();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let killed = output.status.signal() == Some(9);
+        let title = format!("{:?}, {title}, ended with {}, saying {stderr:?}", self.args, output.status);
+        let targets: Vec<PathBuf> = self.targets.iter().map(|target| self.bench.path(target)).collect();
+        for path in &targets {
+            let (old, now) = (self.before.get(path), after.get(path));
+            assert!(now == old || self.is_new(path, now), "{title}: {} is neither old nor new", path.display());
+        }
+        for (path, state) in self.before.iter().filter(|(path, _)| !targets.contains(path)) {
+            assert!(after.get(path) == Some(state), "{title}: {} was changed", path.display());
+        }
+        for path in after.keys().filter(|path| !self.before.contains_key(*path) && !targets.contains(path)) {
+            let is_scratch = targets.iter().any(|target| {
+                let target = target.file_name().unwrap().to_str().unwrap();
+                let middle = path.file_name().unwrap().to_str().unwrap();
+                let middle = middle.strip_prefix(&format!(".{target}.m2pt-surgery-{process}-"));
+                let number = middle.and_then(|middle| middle.strip_suffix(".tmp"));
+                number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+            });
+            assert!(is_scratch, "{title}: what is {}?", path.display());
+            assert!(may_leave, "{title}: {} is left behind", path.display());
+        }
+        match output.status.code() {
+            Some(0) => {
+                for path in &targets {
+                    assert!(self.is_new(path, after.get(path)), "{title}: {} is not written", path.display());
+                }
+            }
+            Some(2) => {
+                let files = self.before.keys().chain(&targets).filter(|path| !path.is_dir());
+                let mut names = files.map(|path| path.file_name().unwrap().to_str().unwrap());
+                let error = stderr.lines().find(|line| line.starts_with("error: "));
+                assert!(error.is_some_and(|error| names.any(|name| error.contains(name))), "{title}: which file?");
+                assert!(!stderr.contains("panicked"), "{title}");
+                // It can fail after the output has its name only if there is more to write, and then says so.
+                let (old, now) = (self.before.get(&targets[0]), after.get(&targets[0]));
+                let says = stderr.contains(&format!("{} was written", self.targets[0]));
+                assert!(!says || self.targets.len() > 1, "{title}");
+                let fits = if says { self.is_new(&targets[0], now) } else { now == old };
+                assert!(fits || may_be_done, "{title}: the output is there");
+            }
+            _ => assert!(killed, "{title}"),
+        }
+        self.restore(&after);
+    }
+
+    /// Every fault at every call; returns how many runs that were.
+    fn disturb(&self) -> usize {
+        let mut runs = 0;
+        self.restore(&self.done);
+        for (index, call) in self.calls.iter().enumerate() {
+            for kind in faults(&call.function) {
+                let run = self.run(index + 1, kind);
+                let title = format!("{kind} at call {} ({} {})", index + 1, call.function, call.name);
+                let met = run.calls.get(index).map(|call| (&call.function, &call.name));
+                assert_eq!(met, Some((&call.function, &call.name)), "{title}: the call is another one");
+                let kill = kind.starts_with("kill");
+                assert_eq!(run.output.status.signal().is_some(), kill, "{title}: {:?}", run.output);
+                let done = kind == "done+EIO";
+                let unremoved = call.function == "unlink" || kind == "EIO..." || done && call.function == "create";
+                self.check(&title, run.process, &run.output, kill || unremoved, done);
+                let succeeded = run.output.status.success();
+                if ["EINTR", "short"].contains(&kind) {
+                    assert!(succeeded, "{title} is no reason to fail: {:?}", run.output);
+                }
+                if call.name != "/"
+                    && ["write", "fsync"].contains(&&*call.function)
+                    && !["EINTR", "short"].contains(&kind)
+                {
+                    assert!(!succeeded, "{title} is overlooked");
+                }
+                runs += 1;
+            }
+        }
+        eprintln!("{:?}: {} calls, {runs} runs", self.args, self.calls.len());
+        runs
+    }
+}
+
+const LARGE: [&str; 8] = [
+    "fold",
+    "large.safetensors",
+    "--aux",
+    "large.safetensors=0.5",
+    "--no-metadata",
+    "-o",
+    "out/merged.safetensors",
+    "--quiet",
+];
+
+#[test]
+fn a_new_pth_is_whole_or_absent_whatever_fails() {
+    let case = Case::new(&FOLD, "out", &["out/merged.pth"], false);
+    assert!(case.disturb() >= 40);
+}
+
+#[test]
+fn a_new_safetensors_is_whole_or_absent_whatever_fails() {
+    let case = Case::new(&LARGE, "out", &["out/merged.safetensors"], false);
+    assert!(case.calls.iter().filter(|call| call.function == "write").count() >= 4);
+    assert!(case.disturb() >= 60);
+}
+
+#[test]
+fn a_replaced_pth_is_the_old_or_the_new_one_whatever_fails() {
+    let case = Case::new(&fold(&["--force"]), "out", &["out/merged.pth"], true);
+    assert!(case.disturb() >= 40);
+}
+
+#[test]
+fn a_replaced_safetensors_is_the_old_or_the_new_one_whatever_fails() {
+    let args = [&LARGE[..], &["--force"]].concat();
+    let case = Case::new(&args, "out", &["out/merged.safetensors"], true);
+    assert!(case.disturb() >= 60);
+}
+
+#[test]
+fn an_input_that_is_replaced_is_the_old_or_the_new_one_whatever_fails() {
+    for input in ["vit.pth", "vit.safetensors"] {
+        let args = ["fold", input, "--aux", "speech.pth", "--lambda", "0.1", "--force", "-o", input];
+        assert!(Case::new(&args, "", &[input], false).disturb() >= 40);
+    }
+}
+
+#[test]
+fn an_output_and_its_report_are_whole_or_absent_whatever_fails() {
+    let targets = ["out/merged.pth", "out/merged.pth.json"];
+    assert!(Case::new(&fold(&["--report"]), "out", &targets, false).disturb() >= 60);
+    assert!(Case::new(&fold(&["--report", "--force"]), "out", &targets, true).disturb() >= 60);
+}
+
+/// The numbers of a xorshift generator: the same in every run of the tests.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: u64) -> u64 {
+        for shift in [13, -7, 17] {
+            self.0 ^= if shift > 0 { self.0 << shift } else { self.0 >> -shift };
+        }
+        self.0 % limit
+    }
+}
+
+/// From outside, at any time: while it starts, reads, computes, writes, syncs, publishes.
+#[test]
+fn an_output_is_the_old_or_the_new_one_whenever_the_program_is_killed() {
+    const RUNS: u64 = 200;
+    let new = Case::new(&LARGE, "out", &["out/merged.safetensors"], false);
+    let forced = [&LARGE[..], &["--force"]].concat();
+    let replaced = Case::new(&forced, "out", &["out/merged.safetensors"], true);
+    let (mut random, mut killed) = (Random(0x5eed), 0);
+    let mut longest = 1;
+    for case in [&new, &replaced] {
+        case.restore(&case.done);
+        let started = Instant::now();
+        assert!(case.command().output().unwrap().status.success());
+        longest = longest.max(started.elapsed().as_micros() as u64);
+        case.restore(&case.done);
+    }
+    for run in 0..RUNS {
+        let case = if run % 2 == 0 { &new } else { &replaced };
+        let wait = Duration::from_micros(random.below(longest));
+        let mut child = case.command().spawn().unwrap();
+        let process = child.id();
+        sleep(wait);
+        child.kill().unwrap();
+        let output = child.wait_with_output().unwrap();
+        killed += u64::from(output.status.signal() == Some(9));
+        case.check(&format!("run {run}, killed after {wait:?}"), process, &output, true, false);
+    }
+    eprintln!("{killed} of {RUNS} runs were killed, the others were faster");
+    assert!(killed >= RUNS / 10, "only {killed} of {RUNS} runs were killed");
+}
+
+/// Which process a scratch file belongs to, and whether it lives, cannot be told safely where folders are shared.
+#[test]
+fn a_leftover_is_mentioned_and_left_alone() {
+    let bench = Bench::new();
+    let (left, other) = ("out/.merged.pth.m2pt-surgery-123-0.tmp", "out/.other.pth.m2pt-surgery-123-0.tmp");
+    bench.put(left, b"half");
+    bench.put(other, b"half");
+    for flags in [&["--dry-run"][..], &[], &["--force"]] {
+        let stderr = bench.works(&fold(flags));
+        assert!(stderr.contains(left) && stderr.contains("left behind by a run that was killed"), "{stderr}");
+        assert!(!stderr.contains(other), "{stderr}");
+        assert_eq!((bench.read(left), bench.read(other)), (b"half".to_vec(), b"half".to_vec()));
+    }
+    // Where the output is reached through a link, its scratch files are beside the file itself.
+    std::os::unix::fs::symlink("out/merged.pth", bench.path("link.pth")).unwrap();
+    let args = ["fold", "vit.pth", "--aux", "speech.pth", "--lambda", "0.1", "--force", "-o", "link.pth"];
+    assert!(bench.works(&args).contains(left));
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_does_not_hide_that_the_file_was_written() {
+    let bench = Bench::new();
+    for (output, flags) in [("out/merged.pth", &[][..]), ("out/merged.pth", &["--force", "--json"])] {
+        let args = fold(flags);
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(tool());
+        let result = command.args(&args).current_dir(bench.path("")).stdout(full).output().unwrap();
+        let phrases = ["cannot write to standard output", "but out/merged.pth was written", "No space left"];
+        assert_refusal(&result, &args, &phrases);
+        assert_eq!(bench.out(), ["merged.pth"]);
+        bench.works(&["inspect", output]);
+    }
+    // Nothing was written, and nothing of the kind is said.
+    let args = fold(&["--dry-run", "--force"]);
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let result = Command::new(tool()).args(&args).current_dir(bench.path("")).stdout(full).output().unwrap();
+    assert_refusal(&result, &args, &["cannot write to standard output: No space left"]);
+}
