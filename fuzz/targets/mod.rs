@@ -47,7 +47,7 @@ fn opened(bytes: Vec<u8>) -> Result<Checkpoint, Error> {
 ///
 /// Second opinion: the `zip` crate. Elements that lie in one run must be in one of the entries that it reads.
 pub(crate) fn torch_zip(input: &[u8]) -> bool {
-    let bytes = if input.starts_with(b"PK") { input.to_vec() } else { build::zip(input) };
+    let bytes = built("torch_zip", input);
     let Ok(checkpoint) = opened(bytes.clone()) else { return false };
     let runs = walk::checkpoint(&checkpoint);
     let Some(entries) = zip_entries(&bytes) else { return true };
@@ -56,6 +56,18 @@ pub(crate) fn torch_zip(input: &[u8]) -> bool {
         assert!(found, "a tensor's {} bytes at {} are in no entry", run.bytes.len(), run.start);
     }
     true
+}
+
+/// The file that a target makes of its input.
+pub(crate) fn built(target: &str, input: &[u8]) -> Vec<u8> {
+    match target {
+        "torch_zip" if !input.starts_with(b"PK") => build::zip(input),
+        "legacy" if !input.starts_with(b"\x80") => build::legacy(input),
+        "tar" if input.get(257..262) != Some(b"ustar") => build::tar(input),
+        "npy" if !input.starts_with(b"\x93NUMPY") => build::npy(input),
+        "safetensors" if input.starts_with(b"{") => build::safetensors(input),
+        _ => input.to_vec(),
+    }
 }
 
 /// The data of all entries as the `zip` crate reads them; `None` if it cannot.
@@ -80,21 +92,17 @@ fn zip_entries(bytes: &[u8]) -> Option<Vec<Vec<u8>>> {
 
 /// A legacy stream: the input as it is if it begins like a pickle, else what follows the three pickles of its head.
 pub(crate) fn legacy(input: &[u8]) -> bool {
-    let bytes = if input.starts_with(b"\x80") { input.to_vec() } else { build::legacy(input) };
-    file(bytes)
+    file(built("legacy", input))
 }
 
 /// A tar archive: the input as it is if it is one, else one that is built around it ([`build::tar`]).
 pub(crate) fn tar(input: &[u8]) -> bool {
-    let is_tar = input.get(257..262) == Some(b"ustar");
-    let bytes = if is_tar { input.to_vec() } else { build::tar(input) };
-    file(bytes)
+    file(built("tar", input))
 }
 
 /// A NumPy file: the input as it is if it begins like one, else one whose header is the text before the first zero byte.
 pub(crate) fn npy(input: &[u8]) -> bool {
-    let bytes = if input.starts_with(b"\x93NUMPY") { input.to_vec() } else { build::npy(input) };
-    file(bytes)
+    file(built("npy", input))
 }
 
 /// A safetensors file: the input as it is, or, if it begins with a brace, one whose header is the text before the first
@@ -102,7 +110,7 @@ pub(crate) fn npy(input: &[u8]) -> bool {
 ///
 /// Second opinion: the `safetensors` crate must accept what is accepted here, and see the same in it.
 pub(crate) fn safetensors(input: &[u8]) -> bool {
-    let mut bytes = if input.starts_with(b"{") { build::safetensors(input) } else { input.to_vec() };
+    let mut bytes = built("safetensors", input);
     let mut checkpoint = opened(bytes.clone());
     if let Err(Error::Safetensors { problem: SafetensorsProblem::DataLength { expected, found }, .. }) = checkpoint {
         if expected > MAX_FILL {

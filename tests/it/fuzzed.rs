@@ -125,6 +125,61 @@ fn pickle() {
     replay("pickle", 44);
 }
 
+/// Files of a few hundred bytes that claim gigabytes, or share their way to them: refused, or read, in little memory. Running
+/// out of it would end the program with a signal.
+#[cfg(all(feature = "cli", target_os = "linux"))]
+#[test]
+fn lies_about_sizes_take_no_memory() {
+    /// Address space for the program, its libraries and stacks included, in KiB.
+    const LIMIT: &str = "300000";
+    let record =
+        |choice: u8, flags: u8, data: &[u8]| [&[choice, flags][..], &(data.len() as u16).to_le_bytes(), data].concat();
+    // Lists of two, each holding the one before it twice: 2^40 values to who follows them all.
+    let mut laughs = b"\x80\x02]q\x00".to_vec();
+    for depth in 0..40u8 {
+        laughs.extend([b']', b'q', depth + 1, b'(', b'h', depth, b'h', depth, b'e']);
+    }
+    let doubled = [&laughs[..], b"."].concat();
+    let storage = |class: &str, elements: &str| {
+        format!(
+            "ctorch._utils\n_rebuild_tensor_v2\n((Vstorage\nctorch\n{class}\nV0\nVcpu\n{elements}tQI0\n(I3\nt(I1\ntI00\nNtR."
+        )
+    };
+    let huge = storage("FloatStorage", "L4611686018427387903L\n");
+    let deflated = targets::built("torch_zip", &record(0, 1, b"\x80\x02N."));
+    let mut claims = deflated.clone();
+    let central = claims.windows(4).position(|bytes| bytes == b"PK\x01\x02").unwrap();
+    claims[central + 24..central + 28].copy_from_slice(&0x03ff_ffffu32.to_le_bytes());
+    let mut header = 99_999_999u64.to_le_bytes().to_vec();
+    header.extend(b"{\"a\":");
+    let mut tarred = targets::built("tar", &record(3, 0, b"\x80\x02K\x02."));
+    tarred[124..136].copy_from_slice(b"77777777777\0");
+    let count = [b"\0\x80\x02N.\x80\x02]X\x01\0\0\x000a.".as_slice(), &i64::MAX.to_le_bytes()].concat();
+    let cases: Vec<(&str, Vec<u8>)> = vec![
+        ("a text of 2^62 bytes", targets::built("torch_zip", &record(0, 0, b"\x80\x04\x8d\0\0\0\0\0\0\0\x40x"))),
+        ("lists of lists of lists", targets::built("torch_zip", &record(0, 0, &doubled))),
+        ("a storage of 2^62 elements", targets::built("torch_zip", &record(0, 0, huge.as_bytes()))),
+        ("an entry that expands to 64 MiB", claims),
+        ("a header of 100 MB", header),
+        ("a member of 8 GiB", tarred),
+        ("a storage of 2^63 bytes in a legacy stream", targets::built("legacy", &count)),
+        ("lists of lists in a legacy stream", targets::built("legacy", &[b"\0", &doubled[..]].concat())),
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lie.pth");
+    for (what, bytes) in cases {
+        std::fs::write(&file, &bytes).unwrap();
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -v $0; exec \"$@\"", LIMIT, env!("CARGO_BIN_EXE_m2pt-surgery"), "inspect"])
+            .arg(&file)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{what}: {:?}, {stderr}", output.status);
+        assert!(stderr.contains("lie.pth"), "{what}: {stderr}");
+    }
+}
+
 /// A value as text, in the form of `fuzz/oracle.py`: the first values of it, as many as there is `room` for.
 fn dump(pickle: &Pickle, id: NodeId, room: &mut usize) -> String {
     if *room == 0 {
