@@ -3,6 +3,7 @@
 //! A container yields an inert tree of values, the tensors in it, and where their bytes lie in the map of the file;
 //! nothing of the data is read before it is asked for.
 
+mod header;
 mod map;
 mod rebuild;
 mod safetensors;
@@ -18,12 +19,13 @@ use std::path::Path;
 use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
+pub use header::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES};
 pub(crate) use map::Map;
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
 pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, TreeLimit};
 pub(crate) use tree::{Object, Reached, Tree, Value, ValueId};
-pub use zip::ZipProblem;
+pub use zip::{MAX_DIRECTORY_BYTES, MAX_ENTRIES, ZipProblem};
 
 /// The largest storage that is decompressed into memory, in bytes.
 pub const MAX_INFLATED_BYTES: u64 = 8 << 30;

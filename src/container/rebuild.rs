@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Object, StoredTensor, Tree, Value};
+use super::{MAX_NAME_BYTES, MAX_TENSORS, Object, StoredTensor, Tree, Value};
 use crate::pickle::{self, Node, NodeId, Pickle};
 use crate::tensor::{DType, MAX_DIMENSIONS};
 
@@ -43,6 +43,12 @@ pub enum RebuildProblem {
     /// Objects use the same arguments again and again: copied out, they would be more than any pickle holds.
     #[error("its objects refer to more than {} values", pickle::MAX_NODES)]
     TooMuch,
+    /// More tensors than this reader lists.
+    #[error("it makes more than {MAX_TENSORS} tensors, the limit of this reader")]
+    Tensors,
+    /// The pickle and what it stands for take too much memory together.
+    #[error("its objects take more than {} bytes of memory, the limit of this reader", pickle::MAX_VALUE_BYTES)]
+    Memory,
     /// A storage class that is not known.
     #[error("the storage type {0} is unknown; load the file in PyTorch and save it again")]
     StorageClass(String),
@@ -58,7 +64,7 @@ pub enum RebuildProblem {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct DeclaredStorage {
     /// The key in the archive: the entry `data/KEY`.
-    pub(super) key: String,
+    pub(super) key: Arc<str>,
     pub(super) bytes: u64,
 }
 
@@ -75,12 +81,13 @@ type Fallible<T> = Result<T, (NodeId, RebuildProblem)>;
 pub(super) fn rebuild(pickle: &Pickle) -> Result<Rebuilt, (u64, RebuildProblem)> {
     let mut builder = Builder {
         pickle,
-        values: vec![Value::None; pickle.len()],
+        values: Vec::new(),
         tensors: Vec::new(),
         by_node: HashMap::new(),
         names: HashMap::new(),
         searched: Cell::new(0),
         copied: Cell::new(0),
+        memory: pickle.memory() + pickle.len() * size_of::<Value>(),
         storages: Vec::new(),
         by_key: HashMap::new(),
     };
@@ -108,27 +115,56 @@ struct Builder<'p> {
     searched: Cell<usize>,
     /// Values of shared sequences that were copied.
     copied: Cell<usize>,
+    /// Bytes of memory that the pickle and what was made of it take.
+    memory: usize,
     storages: Vec<DeclaredStorage>,
-    by_key: HashMap<String, usize>,
+    by_key: HashMap<Arc<str>, usize>,
 }
 
 impl<'p> Builder<'p> {
     /// Translates every value that can be reached from the root; value ids are node ids.
     fn build(&mut self) -> Fallible<()> {
+        self.charge(self.pickle.root(), 0)?;
+        self.values.resize(self.pickle.len(), Value::None);
         let mut seen = vec![false; self.pickle.len()];
         let mut todo = vec![self.pickle.root()];
-        let mut order = Vec::new();
         while let Some(id) = todo.pop() {
             if std::mem::replace(&mut seen[id.index()], true) {
                 continue;
             }
-            order.push(id);
-            below(self.pickle.node(id), &mut todo);
-        }
-        for id in order {
-            self.values[id.index()] = self.value(id)?;
+            self.room_for(id)?;
+            let value = self.value(id)?;
+            self.charge(id, value.memory())?;
+            // What a tensor was made from is no part of the tree.
+            if !matches!(value, Value::Tensor(_)) {
+                below(self.pickle.node(id), &mut todo);
+            }
+            self.values[id.index()] = value;
         }
         Ok(())
+    }
+
+    /// Checks, before they are copied, that there is memory for the values directly below a value.
+    fn room_for(&self, id: NodeId) -> Fallible<()> {
+        let bytes = match self.pickle.node(id) {
+            Node::Tuple(items) | Node::FrozenSet(items) => size_of_val::<[_]>(items),
+            Node::List(items) | Node::Set(items) => size_of_val::<[_]>(items),
+            Node::Dict(entries) => size_of_val::<[_]>(entries),
+            Node::Object(object) => {
+                let (state, items, entries) = (&*object.state, &*object.items, &*object.entries);
+                size_of_val(state) + size_of_val(items) + size_of_val(entries)
+            }
+            _ => return Ok(()),
+        };
+        // Once in the object and once among those that are still to be read.
+        let room = self.memory.saturating_add(bytes.saturating_mul(2)) <= pickle::MAX_VALUE_BYTES;
+        if room { Ok(()) } else { Err((id, RebuildProblem::Memory)) }
+    }
+
+    /// Accounts for memory.
+    fn charge(&mut self, id: NodeId, bytes: usize) -> Fallible<()> {
+        self.memory = self.memory.saturating_add(bytes);
+        if self.memory > pickle::MAX_VALUE_BYTES { Err((id, RebuildProblem::Memory)) } else { Ok(()) }
     }
 
     fn value(&mut self, id: NodeId) -> Fallible<Value> {
@@ -288,6 +324,7 @@ impl<'p> Builder<'p> {
             return Err((id, RebuildProblem::Arguments { function, what }));
         }
         let tensor = self.call(id, object.callable, object.args, depth)?;
+        self.made(id, tensor)?;
         self.by_node.insert(id, tensor);
         Ok(tensor)
     }
@@ -386,6 +423,19 @@ impl<'p> Builder<'p> {
         Some(self.tensors.len() - 1)
     }
 
+    /// Accounts for a tensor that the call `id` rebuilds.
+    fn made(&mut self, id: NodeId, tensor: usize) -> Fallible<()> {
+        /// Bytes of memory that a tensor and its storage take, but for the sizes of its dimensions.
+        const TENSOR: usize = 240;
+        if self.tensors.len() > MAX_TENSORS {
+            return Err((id, RebuildProblem::Tensors));
+        }
+        let StoredTensor { shape, strides, .. } = &self.tensors[tensor];
+        let sizes = shape.len() + strides.len();
+        self.copies(id, sizes)?;
+        self.charge(id, TENSOR + size_of::<usize>() * sizes)
+    }
+
     /// A non-negative integer.
     fn size(&self, id: NodeId) -> Option<usize> {
         match self.pickle.node(id) {
@@ -427,10 +477,13 @@ impl<'p> Builder<'p> {
             .size(elements)
             .and_then(|n| (n as u64).checked_mul(dtype.map_or(1, DType::size) as u64))
             .ok_or_else(|| wrong("its size is no number"))?;
-        let declared = DeclaredStorage { key: key.to_string(), bytes };
+        if key.len() > MAX_NAME_BYTES {
+            return Err(wrong("its key is too long for the name of an entry"));
+        }
+        let declared = DeclaredStorage { key: key.clone(), bytes };
         let storage = match self.by_key.get(&declared.key) {
             Some(&known) if self.storages[known] == declared => known,
-            Some(_) => return Err((id, RebuildProblem::StorageSize(declared.key))),
+            Some(_) => return Err((id, RebuildProblem::StorageSize(key.to_string()))),
             None => {
                 self.by_key.insert(declared.key.clone(), self.storages.len());
                 self.storages.push(declared);

@@ -20,7 +20,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Contents> {
     let not = |found: &str, advice: &str| {
         Err(Error::NotACheckpoint { path: path.to_owned(), found: found.to_owned(), advice: advice.to_owned() })
     };
-    let by_name: HashMap<&str, &zip::Entry> = entries.iter().map(|e| (e.name.as_str(), e)).collect();
+    let by_name: HashMap<&str, &zip::Entry> = entries.iter().map(|e| (&*e.name, e)).collect();
     let mut pickles = entries.iter().filter(|e| e.name.split_once('/').is_some_and(|(_, rest)| rest == "data.pkl"));
     let Some(object) = pickles.next() else {
         if entries.iter().any(|e| e.name.ends_with("/.data/extern_modules")) {
@@ -29,7 +29,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Contents> {
         return not("a zip archive without a PyTorch object in it", "unpack it if the checkpoint is inside");
     };
     if let Some(second) = pickles.next() {
-        let problem = ZipProblem::Duplicate { entry: second.name.clone() };
+        let problem = ZipProblem::Duplicate { entry: second.name.to_string() };
         return Err(zip_error(problem));
     }
     let root = object.name.strip_suffix("data.pkl").unwrap_or_default();
@@ -48,16 +48,18 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Contents> {
     let bytes = read(file, object, pickle::MAX_PICKLE_BYTES as u64).map_err(zip_error)?;
     let parsed = pickle::parse(&bytes).map_err(|source| Error::Pickle {
         path: path.to_owned(),
-        entry: object.name.clone(),
+        entry: object.name.to_string(),
         source,
     })?;
     let Rebuilt { tree, tensors, storages } = rebuild(&parsed).map_err(|(offset, problem)| Error::Rebuild {
         path: path.to_owned(),
-        entry: object.name.clone(),
+        entry: object.name.to_string(),
         offset,
         problem,
     })?;
 
+    // Nothing below needs them, and the storages need room.
+    drop((parsed, bytes));
     let storages = storages
         .into_iter()
         .map(|declared| {
@@ -78,7 +80,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Contents> {
 /// The data of a small entry, checksum verified.
 fn read(file: &[u8], entry: &zip::Entry, limit: u64) -> Result<Vec<u8>, ZipProblem> {
     if entry.size > limit {
-        return Err(ZipProblem::TooLarge { entry: entry.name.clone(), size: entry.size, limit });
+        return Err(ZipProblem::TooLarge { entry: entry.name.to_string(), size: entry.size, limit });
     }
     match entry.method {
         Method::Stored => {

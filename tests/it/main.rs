@@ -20,6 +20,8 @@ mod bad_input;
 mod bench;
 #[cfg(feature = "cli")]
 mod commands;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod hostile;
 #[cfg(all(feature = "cli", unix))]
 mod killed;
 #[cfg(all(feature = "cli", target_os = "linux"))]
