@@ -87,12 +87,12 @@ pub(super) fn rebuild(pickle: &Pickle) -> Result<Rebuilt, (u64, RebuildProblem)>
         names: HashMap::new(),
         searched: Cell::new(0),
         copied: Cell::new(0),
-        memory: pickle.memory() + pickle.len() * size_of::<Value>(),
+        memory: pickle.memory(),
         storages: Vec::new(),
         by_key: HashMap::new(),
     };
     builder.build().map_err(|(node, problem)| (pickle.offset(node), problem))?;
-    let tree = Tree { values: builder.values, root: index(pickle.root()) };
+    let tree = Tree { values: builder.values, root: 0 };
     Ok(Rebuilt { tree, tensors: builder.tensors, storages: builder.storages })
 }
 
@@ -122,24 +122,37 @@ struct Builder<'p> {
 }
 
 impl<'p> Builder<'p> {
-    /// Translates every value that can be reached from the root; value ids are node ids.
+    /// Translates every value that can be reached from the root. The ids are node ids at first, and numbered through in
+    /// the end: most nodes of a checkpoint are what tensors were made from, and no values of the tree.
     fn build(&mut self) -> Fallible<()> {
-        self.charge(self.pickle.root(), 0)?;
-        self.values.resize(self.pickle.len(), Value::None);
-        let mut seen = vec![false; self.pickle.len()];
-        let mut todo = vec![self.pickle.root()];
+        const UNSEEN: u32 = u32::MAX;
+        let root = self.pickle.root();
+        self.charge(root, self.pickle.len() * size_of::<u32>())?;
+        let mut places = vec![UNSEEN; self.pickle.len()];
+        let mut todo = vec![root];
         while let Some(id) = todo.pop() {
-            if std::mem::replace(&mut seen[id.index()], true) {
+            if places[id.index()] != UNSEEN {
                 continue;
             }
             self.room_for(id)?;
             let value = self.value(id)?;
-            self.charge(id, value.memory())?;
+            self.charge(id, size_of::<Value>() + value.memory())?;
             // What a tensor was made from is no part of the tree.
             if !matches!(value, Value::Tensor(_)) {
                 below(self.pickle.node(id), &mut todo);
             }
-            self.values[id.index()] = value;
+            if self.values.len() == self.values.capacity() {
+                // By a quarter, not to twice the size: what is reserved is memory too.
+                self.values.reserve_exact((self.values.len() / 4).max(64));
+            }
+            places[id.index()] = self.values.len() as u32;
+            self.values.push(value);
+        }
+        // All that a value refers to was read, but for nothing at all.
+        let nothing = self.values.len() as u32;
+        self.values.push(Value::None);
+        for value in &mut self.values {
+            value.renumber(|id| places[id as usize].min(nothing));
         }
         Ok(())
     }

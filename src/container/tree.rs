@@ -64,6 +64,33 @@ impl Value {
         }
     }
 
+    /// Gives every value that this one refers to another id.
+    pub(crate) fn renumber(&mut self, new: impl Fn(ValueId) -> ValueId) {
+        let ids = |ids: &mut [ValueId]| ids.iter_mut().for_each(|id| *id = new(*id));
+        let pairs = |pairs: &mut [(ValueId, ValueId)]| {
+            pairs.iter_mut().for_each(|(key, value)| (*key, *value) = (new(*key), new(*value)));
+        };
+        match self {
+            Value::List(items) | Value::Set(items) => ids(items),
+            Value::Map(entries) => pairs(entries),
+            Value::Object(object) => {
+                ids(&mut object.args);
+                ids(&mut object.state);
+                ids(&mut object.items);
+                pairs(&mut object.entries);
+            }
+            Value::None
+            | Value::Bool(_)
+            | Value::Int(_)
+            | Value::BigInt(_)
+            | Value::Float(_)
+            | Value::Str(_)
+            | Value::Bytes(_)
+            | Value::Tensor(_)
+            | Value::Name(_) => {}
+        }
+    }
+
     /// About how many bytes of memory the value takes besides its place in the tree. Texts are shared with the pickle.
     pub(crate) fn memory(&self) -> usize {
         match self {
