@@ -218,8 +218,8 @@ impl<'a> Machine<'a> {
         let global = Global::new(module, name);
         let text = Arc::clone(global.text());
         // The table's own entry, and the name as it is shown, come on top.
-        self.charge(2 * allocated(16 + text.len()) + 128)?;
-        let id = self.node(Node::Global(global))?;
+        self.charge(2 * allocated(16 + text.len()) + 192)?;
+        let id = self.node(Node::Global(Box::new(global)))?;
         self.known.globals.insert(text, id);
         Ok(id)
     }

@@ -129,7 +129,7 @@ pub enum Node {
     /// A frozenset.
     FrozenSet(Box<[NodeId]>),
     /// A name that Python would import: class or function.
-    Global(Global),
+    Global(Box<Global>),
     /// What Python would build by calling something.
     Object(Box<Object>),
     /// What Python would ask the program for by this id (PyTorch: a storage).

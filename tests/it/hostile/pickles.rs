@@ -3,7 +3,7 @@
 use super::make::{dict, int, list, many, one, pickle, pth, scalar, storage, tensor, text, tuple};
 use super::{Bomb, Refused, Shown};
 
-const MEMORY: &str = "bytes of memory";
+const LIMIT: &str = "the limit of this reader";
 
 /// What the stack machine has to withstand.
 pub(super) const BOMBS: &[Bomb] = &[
@@ -21,34 +21,34 @@ pub(super) const BOMBS: &[Bomb] = &[
     ("long-global", Refused("4096 bytes in the name"), || {
         pth(&pickle(&[b"c", &b"x".repeat(30 << 20), b"\nFloatStorage\n"]))
     }),
-    ("texts", Refused(MEMORY), || {
+    ("texts", Refused(LIMIT), || {
         pth(&pickle(&[&list(6_000_000, |i, out| {
             out.extend(b"\x8c\x06");
             out.extend(format!("{i:06x}").bytes());
         })]))
     }),
-    ("integers", Refused(MEMORY), || {
+    ("integers", Refused(LIMIT), || {
         pth(&pickle(&[&list(10_000_000, |i, out| out.extend([&b"J"[..], &(i as u32).to_le_bytes()].concat()))]))
     }),
-    ("floats", Refused(MEMORY), || {
+    ("floats", Refused(LIMIT), || {
         pth(&pickle(&[&list(7_000_000, |i, out| out.extend([&b"G"[..], &(i as f64).to_be_bytes()].concat()))]))
     }),
-    ("one-integer", Refused("limit"), || pth(&pickle(&[&list(30_000_000, |_, out| out.extend(b"K\x01"))]))),
+    ("one-integer", Refused(LIMIT), || pth(&pickle(&[&list(30_000_000, |_, out| out.extend(b"K\x01"))]))),
     ("long-integers", Shown, || {
         let digits = [b"L", &b"9".repeat(4300)[..], b"L\n0"].concat();
         pth(&pickle(&[&digits.repeat(15_000), b"N"]))
     }),
-    ("empty-lists", Refused(MEMORY), || pth(&pickle(&[&list(60_000_000, |_, out| out.push(b']'))]))),
-    ("lists-of-one", Refused(MEMORY), || pth(&pickle(&[&list(15_000_000, |_, out| out.extend(b"]Na"))]))),
-    ("tuples", Refused(MEMORY), || pth(&pickle(&[&list(20_000_000, |_, out| out.extend(b"N\x85"))]))),
+    ("empty-lists", Refused(LIMIT), || pth(&pickle(&[&list(60_000_000, |_, out| out.push(b']'))]))),
+    ("lists-of-one", Refused(LIMIT), || pth(&pickle(&[&list(15_000_000, |_, out| out.extend(b"]Na"))]))),
+    ("tuples", Refused(LIMIT), || pth(&pickle(&[&list(20_000_000, |_, out| out.extend(b"N\x85"))]))),
     ("long-bytes", Shown, || {
         let part = [b"B", &(1u32 << 20).to_le_bytes()[..], &vec![7; 1 << 20]].concat();
         pth(&pickle(&[&list(60, |_, out| out.extend(&part))]))
     }),
-    ("long-text-line", Refused(MEMORY), || pth(&pickle(&[b"V", &b"\xe9".repeat(60 << 20), b"\n"]))),
-    ("long-quoted-line", Refused(MEMORY), || pth(&pickle(&[b"S'", &b"\\x41".repeat(15 << 20), b"'\n"]))),
+    ("long-text-line", Refused(LIMIT), || pth(&pickle(&[b"V", &b"\xe9".repeat(60 << 20), b"\n"]))),
+    ("long-quoted-line", Refused(LIMIT), || pth(&pickle(&[b"S'", &b"\\x41".repeat(15 << 20), b"'\n"]))),
     ("memo", Refused("4194304 memo entries"), || pth(&pickle(&[b"N", &b"\x94".repeat(60 << 20)]))),
-    ("memo-keys", Refused(MEMORY), || {
+    ("memo-keys", Refused(LIMIT), || {
         let puts = many(12_000_000, |i, out| out.extend([&b"r"[..], &(u32::MAX - i as u32).to_le_bytes()].concat()));
         pth(&pickle(&[b"N", &puts]))
     }),
@@ -57,18 +57,16 @@ pub(super) const BOMBS: &[Bomb] = &[
     ("marks", Refused("marks"), || pth(&pickle(&[&b"(".repeat(60 << 20)]))),
     ("mark-and-pop", Shown, || pth(&pickle(&[&b"(1".repeat(31 << 20), b"N"]))),
     ("duplicates", Refused("values on the stack"), || pth(&pickle(&[b"N", &b"2".repeat(60 << 20)]))),
-    ("shared-items", Refused("limit"), || pth(&pickle(&[b"Nq\0", &list(30_000_000, |_, out| out.extend(b"h\0"))]))),
-    ("shared-entries", Refused("limit"), || {
-        pth(&pickle(&[b"Nq\0", &dict(15_000_000, |_, out| out.extend(b"h\0h\0"))]))
-    }),
-    ("objects", Refused(MEMORY), || pth(&pickle(&[b"ca\nb\nq\0", &list(12_000_000, |_, out| out.extend(b"h\0)R"))]))),
-    ("objects-with-state", Refused(MEMORY), || {
+    ("shared-items", Refused(LIMIT), || pth(&pickle(&[b"Nq\0", &list(30_000_000, |_, out| out.extend(b"h\0"))]))),
+    ("shared-entries", Refused(LIMIT), || pth(&pickle(&[b"Nq\0", &dict(15_000_000, |_, out| out.extend(b"h\0h\0"))]))),
+    ("objects", Refused(LIMIT), || pth(&pickle(&[b"ca\nb\nq\0", &list(12_000_000, |_, out| out.extend(b"h\0)R"))]))),
+    ("objects-with-state", Refused(LIMIT), || {
         pth(&pickle(&[b"ca\nb\nq\0", &list(8_000_000, |_, out| out.extend(b"h\0)RNb"))]))
     }),
-    ("states", Refused("limit"), || pth(&pickle(&[b"ca\nb\n)R", &b"Nb".repeat(30 << 20)]))),
-    ("extensions", Refused("limit"), || pth(&pickle(&[&list(20_000_000, |_, out| out.extend(b"\x82\x01"))]))),
-    ("buffers", Refused("limit"), || pth(&pickle(&[&list(40_000_000, |_, out| out.push(0x97))]))),
-    ("persistent-ids", Refused("limit"), || pth(&pickle(&[&list(20_000_000, |_, out| out.extend(b"NQ"))]))),
+    ("states", Refused(LIMIT), || pth(&pickle(&[b"ca\nb\n)R", &b"Nb".repeat(30 << 20)]))),
+    ("extensions", Refused(LIMIT), || pth(&pickle(&[&list(20_000_000, |_, out| out.extend(b"\x82\x01"))]))),
+    ("buffers", Refused(LIMIT), || pth(&pickle(&[&list(40_000_000, |_, out| out.push(0x97))]))),
+    ("persistent-ids", Refused(LIMIT), || pth(&pickle(&[&list(20_000_000, |_, out| out.extend(b"NQ"))]))),
     ("huge-pickle", Refused("67108864"), || pth(&pickle(&[&b"N0".repeat(33 << 20), b"N"]))),
     ("lying-lengths", Refused("ends here"), || pth(&pickle(&[b"\x96\xff\xff\xff\xff\xff\xff\xff\x7fabc"]))),
 ];
@@ -117,11 +115,11 @@ pub(super) const TREES: &[Bomb] = &[
         let made = [&parts.concat()[..], &shape, &shape, b"\x89Ntq\x01"].concat();
         pth(&pickle(&[&made, &list(1_000_000, |_, out| out.extend(b"h\0h\x01R"))]))
     }),
-    ("tensors", Refused("limit"), || {
+    ("tensors", Refused(LIMIT), || {
         let one = scalar();
         pth(&pickle(&[&list(300_000, |_, out| out.extend(&one))]))
     }),
-    ("storages", Refused("limit"), || {
+    ("storages", Refused(LIMIT), || {
         let shape = tuple(&[1]);
         let part = |i: usize, out: &mut Vec<u8>| {
             out.extend(tensor(&storage("torch\nFloatStorage", &i.to_string(), 1), 0, &shape, &shape));
@@ -154,7 +152,7 @@ pub(super) const TREES: &[Bomb] = &[
     ("negative-stride", Refused("offset, size or stride"), || one(3, &[2], &[-1])),
     ("negative-offset", Refused("offset, size or stride"), || one(-1, &[1], &[1])),
     ("many-dimensions", Refused("more than 64 dimensions"), || one(0, &[1; 100_000], &[1; 100_000])),
-    ("searched-again-and-again", Refused("limit"), || {
+    ("searched-again-and-again", Refused(LIMIT), || {
         let state = list(400_000, |i, out| out.extend(int(i as i64)));
         let dicts = list(400_000, |_, out| out.extend(b"ccollections\nOrderedDict\n)Rh\0b"));
         pth(&pickle(&[&state, b"q\0", &dicts]))
