@@ -28,16 +28,21 @@
 //! # What is refused
 //! What no honest file needs is refused by these limits:
 //!
-//! | limit | |
+//! | limit | of |
 //! | --- | --- |
-//! | [`pickle::MAX_PICKLE_BYTES`] | bytes of a pickle |
-//! | [`pickle::MAX_NODES`], [`pickle::MAX_STACK`], [`pickle::MAX_MEMO`] | its values, stack and memo |
-//! | [`MAX_DEPTH`], [`MAX_VISITS`] | nesting of the object tree, and values reached on the walk through it |
-//! | [`MAX_TENSORS`], [`MAX_NAME_BYTES`], [`MAX_ALL_NAMES_BYTES`] | tensors and their names |
-//! | [`MAX_HEADER_BYTES`] | bytes of a safetensors header |
-//! | [`MAX_INFLATED_BYTES`] | bytes of a deflated storage, expanded |
-//! | [`tensor::MAX_DIMENSIONS`] | dimensions of a tensor |
-//! | [`tensor::MAX_EXPANDED_BYTES`] | logical bytes of a view that repeats its elements |
+//! | [`pickle::MAX_PICKLE_BYTES`] (64 MiB) | bytes of a pickle |
+//! | [`pickle::MAX_NODES`], [`pickle::MAX_STACK`], [`pickle::MAX_MEMO`] (4 Mi each) | its values, stack and memo |
+//! | [`pickle::MAX_GLOBALS`] (64 Ki), [`pickle::MAX_GLOBAL_BYTES`] (4 KiB) | classes and functions it names, and the length of a name |
+//! | [`pickle::MAX_VALUE_BYTES`] (208 MiB) | memory for a pickle, its values and the objects made of them |
+//! | [`MAX_DEPTH`] (128), [`MAX_VISITS`] (4 Mi) | nesting of the object tree, and values reached on the walk through it |
+//! | [`MAX_TENSORS`] (256 Ki) | tensors, each name of a shared one counted |
+//! | [`MAX_NAME_BYTES`] (4 KiB), [`MAX_ALL_NAMES_BYTES`] (24 MiB) | the name of a tensor, and all names together |
+//! | [`MAX_ENTRIES`] (257 Ki), [`MAX_DIRECTORY_BYTES`] (48 MiB) | entries of a zip archive, and bytes of its directory |
+//! | [`MAX_HEADER_BYTES`] (100 MB) | bytes of a safetensors header |
+//! | [`MAX_METADATA_ENTRIES`] (64 Ki), [`MAX_METADATA_BYTES`] (32 MiB) | entries of its `__metadata__`, and their bytes |
+//! | [`MAX_INFLATED_BYTES`] (8 GiB) | bytes of a deflated storage, expanded when it is read |
+//! | [`tensor::MAX_DIMENSIONS`] (64) | dimensions of a tensor |
+//! | [`tensor::MAX_EXPANDED_BYTES`] (1 GiB) | logical bytes of a view that repeats its elements |
 //!
 //! # What is written
 //! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`.
@@ -69,9 +74,9 @@ pub use checkpoint::{
     Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
-    Container, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES,
-    MAX_TENSORS, MAX_VISITS, OtherKind, OtherTensor, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit,
-    ZipProblem, exit_on_shrunk_file,
+    Container, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_HEADER_BYTES,
+    MAX_INFLATED_BYTES, MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, OtherKind,
+    OtherTensor, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit, ZipProblem, exit_on_shrunk_file,
 };
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Norms, Progress, RunReport};

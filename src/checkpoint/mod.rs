@@ -4,7 +4,6 @@ mod roots;
 mod values;
 
 use std::borrow::Cow;
-use std::collections::HashSet;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -180,15 +179,14 @@ impl Checkpoint {
     pub fn state_dict(&self, choice: &RootChoice) -> Result<StateDict<'_>> {
         let selected = roots::select(&self.roots, &self.reached, choice)
             .map_err(|problem| Error::Root { path: self.path.clone(), problem })?;
-        let mut names = HashSet::new();
+        if let Some(tensor) = duplicate(&selected.tensors) {
+            let (path, tensor) = (self.path.clone(), tensor.to_owned());
+            return Err(Error::Tensor { path, tensor, problem: TensorProblem::DuplicateName });
+        }
         let mut specs = Vec::with_capacity(selected.tensors.len());
         let mut stored = Vec::with_capacity(selected.tensors.len());
         let mut others = Vec::new();
         for (name, tensor) in selected.tensors {
-            if !names.insert(name.clone()) {
-                let problem = TensorProblem::DuplicateName;
-                return Err(Error::Tensor { path: self.path.clone(), tensor: name, problem });
-            }
             match &self.contents.tensors[tensor] {
                 Stored::Dense(dense) => {
                     specs.push(TensorSpec { name, dtype: dense.dtype, shape: dense.shape.clone() });
@@ -247,6 +245,13 @@ impl Checkpoint {
         *lock() = Some((index, Arc::clone(&bytes)));
         Ok(Bytes::Made(bytes))
     }
+}
+
+/// A name that several of these have.
+fn duplicate(tensors: &[(String, usize)]) -> Option<&str> {
+    let mut names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+    names.sort_unstable();
+    names.array_windows().find(|[first, second]| first == second).map(|[first, _]| *first)
 }
 
 /// The bytes of a storage: in the map, or made from what is there.

@@ -80,10 +80,15 @@ struct Listing<'r>(&'r [Root]);
 
 impl fmt::Display for Listing<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (i, root) in self.0.iter().enumerate() {
+        /// Roots that a message lists.
+        const SHOWN: usize = 20;
+        for (i, root) in self.0.iter().take(SHOWN).enumerate() {
             let newline = if i == 0 { "" } else { "\n" };
             let tensors = if root.tensors == 1 { "tensor" } else { "tensors" };
             write!(f, "{newline}  '{}'  ({} {tensors})", root.path.escape_debug(), root.tensors)?;
+        }
+        if self.0.len() > SHOWN {
+            write!(f, "\n  and {} more", self.0.len() - SHOWN)?;
         }
         Ok(())
     }

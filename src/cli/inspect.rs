@@ -1,5 +1,6 @@
 //! `inspect`: what is inside a checkpoint.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ use m2pt_surgery::{
 use regex::Regex;
 use serde_json::{Value, json};
 
-use super::printer::{Printer, right};
+use super::printer::{Printer, Text, right};
 use super::progress::Bar;
 use super::text::{bytes, count, counted, printable, shortened, significant};
 use super::{DONE, lambdas};
@@ -75,12 +76,37 @@ enum Sort {
     Bytes,
 }
 
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Report<'r, 's> {
+    file: Cow<'r, str>,
+    bytes: u64,
+    container: &'static str,
+    root: Option<&'r str>,
+    roots: Each<'r, Root>,
+    family: Option<&'r str>,
+    architecture: Option<String>,
+    tensors: Each<'r, Listed<'s>>,
+    others: Each<'r, (String, &'r OtherTensor)>,
+    lambdas: serde_json::Map<String, Value>,
+    values: serde_json::Map<String, Value>,
+}
+
+/// A list of which the JSON is made as it is printed, one item at a time: files may hold very many.
+struct Each<'r, T>(&'r [T], fn(&T) -> Value);
+
+impl<T> serde::Serialize for Each<'_, T> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().map(self.1))
+    }
+}
+
 /// A tensor to list, with what was asked for.
 struct Listed<'s> {
     spec: &'s TensorSpec,
     sha256: Option<String>,
     /// Of tensors whose elements are no real numbers there are none.
-    stats: Option<Option<Stats>>,
+    stats: Option<Option<Box<Stats>>>,
 }
 
 pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
@@ -108,20 +134,19 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     };
 
     if args.json {
-        printer.json(&json!({
-            "file": args.checkpoint.to_string_lossy(),
-            "bytes": checkpoint.file_bytes(),
-            "container": checkpoint.container().name(),
-            "root": tensors.as_ref().map(StateDict::root),
-            "roots": checkpoint.roots().iter().map(root_json).collect::<Vec<_>>(),
-            "family": family.as_ref().map(|r| r.family.name()),
-            "architecture": architecture.as_ref().map(ToString::to_string),
-            "tensors": listed.iter().map(tensor_json).collect::<Vec<_>>(),
-            "others": tensors.iter().flat_map(|tensors| tensors.others()).map(other_json).collect::<Vec<_>>(),
-            "lambdas": learned.iter().map(|(id, lambda)| (id.to_string(), json!(lambda)))
-                .collect::<serde_json::Map<_, _>>(),
-            "values": checkpoint.values(),
-        }))?;
+        printer.json(&Report {
+            file: args.checkpoint.to_string_lossy(),
+            bytes: checkpoint.file_bytes(),
+            container: checkpoint.container().name(),
+            root: tensors.as_ref().map(StateDict::root),
+            roots: Each(checkpoint.roots(), root_json),
+            family: family.as_ref().map(|r| r.family.name()),
+            architecture: architecture.as_ref().map(ToString::to_string),
+            tensors: Each(&listed, tensor_json),
+            others: Each(tensors.as_ref().map_or(&[][..], |tensors| tensors.others()), other_json),
+            lambdas: learned.iter().map(|(id, &lambda)| (id.to_string(), lambda.into())).collect(),
+            values: checkpoint.values(),
+        })?;
         return Ok(DONE);
     }
     header(&checkpoint, tensors.as_ref(), family.as_ref(), architecture.as_ref(), printer)?;
@@ -185,7 +210,7 @@ fn list<'s>(
             }
             let data = tensors.tensor(index)?;
             hash = args.hash.then(|| sha256(&data.view()));
-            stats = args.stats.then(|| Stats::of(&data.view()).ok());
+            stats = args.stats.then(|| Stats::of(&data.view()).ok().map(Box::new));
             bar.advance(spec.bytes());
         }
         listed.push(Listed { spec, sha256: hash, stats });
@@ -298,29 +323,56 @@ fn header(
 
 /// Tensors that are alike but for one number in their names.
 struct Row<'s> {
-    parts: (String, String),
+    parts: (&'s str, &'s str),
     numbers: Vec<usize>,
-    spec: &'s TensorSpec,
-    tensors: Vec<&'s Listed<'s>>,
+    first: &'s Listed<'s>,
 }
 
 impl Row<'_> {
     fn name(&self) -> String {
         match self.numbers.as_slice() {
-            [] | [_] => printable(&self.spec.name),
+            [] | [_] => printable(&self.first.spec.name),
             numbers => printable(&format!("{}{{{}}}{}", self.parts.0, BlockSet::of(numbers), self.parts.1)),
         }
+    }
+
+    /// How many tensors it stands for.
+    fn tensors(&self) -> usize {
+        self.numbers.len().max(1)
+    }
+
+    /// What is shown of it; how often the tensor occurs only if that is shown of any.
+    fn cells(&self, repeated: bool) -> Vec<Text> {
+        let spec = self.first.spec;
+        let times = self.tensors() as u64;
+        let mut cells = vec![Text::left(self.name())];
+        if repeated {
+            cells.push(Text::right(if times > 1 { format!("x{times}") } else { String::new() }));
+        }
+        cells.extend([Text::left(spec.dtype.to_string()), Text::left(shape_text(&spec.shape))]);
+        cells.extend([Text::right(count(times * spec.numel() as u64)), Text::right(bytes(times * spec.bytes()))]);
+        if let Some(stats) = &self.first.stats {
+            let number = |x: Option<f64>| Text::right(x.map_or("-".to_owned(), |x| significant(x, 4)));
+            let counts = |n: fn(&Stats) -> u64| Text::right(stats.as_ref().map_or("-".to_owned(), |s| count(n(s))));
+            let real = stats.as_deref();
+            cells.extend([number(real.and_then(Stats::mean)), number(real.and_then(Stats::std))]);
+            cells.extend([number(real.and_then(Stats::min)), number(real.and_then(Stats::max))]);
+            cells.extend([counts(Stats::zeros), counts(Stats::nan), counts(Stats::inf)]);
+        }
+        cells.extend(self.first.sha256.clone().map(Text::left));
+        cells
     }
 }
 
 /// The parts of a name around its first part that is a number.
-fn split_number(name: &str) -> Option<(String, usize, String)> {
+fn split_number(name: &str) -> Option<(&str, usize, &str)> {
     let mut start = 0;
     for part in name.split('.') {
-        if let Ok(number) = part.parse::<usize>()
+        if part.starts_with(|c: char| c.is_ascii_digit())
+            && let Ok(number) = part.parse::<usize>()
             && part == number.to_string()
         {
-            return Some((name[..start].to_owned(), number, name[start + part.len()..].to_owned()));
+            return Some((&name[..start], number, &name[start + part.len()..]));
         }
         start += part.len() + 1;
     }
@@ -334,15 +386,14 @@ fn rows<'s>(listed: &'s [Listed<'s>], one_by_one: bool) -> Vec<Row<'s>> {
         let spec = tensor.spec;
         let split = if one_by_one { None } else { split_number(&spec.name) };
         if let Some((before, number, after)) = split {
-            let key = (before.clone(), after.clone(), spec.dtype, spec.shape.clone());
+            let key = (before, after, spec.dtype, spec.shape.as_slice());
             let place = *places.entry(key).or_insert(rows.len());
             if place == rows.len() {
-                rows.push(Row { parts: (before, after), numbers: vec![], spec, tensors: vec![] });
+                rows.push(Row { parts: (before, after), numbers: vec![], first: tensor });
             }
             rows[place].numbers.push(number);
-            rows[place].tensors.push(tensor);
         } else {
-            rows.push(Row { parts: Default::default(), numbers: vec![], spec, tensors: vec![tensor] });
+            rows.push(Row { parts: ("", ""), numbers: vec![], first: tensor });
         }
     }
     rows
@@ -350,7 +401,7 @@ fn rows<'s>(listed: &'s [Listed<'s>], one_by_one: bool) -> Vec<Row<'s>> {
 
 fn tensor_table(listed: &[Listed<'_>], one_by_one: bool, printer: &mut Printer) -> Result<()> {
     let (Some(first), rows) = (listed.first(), rows(listed, one_by_one)) else { return Ok(()) };
-    let repeated = rows.iter().any(|row| row.tensors.len() > 1);
+    let repeated = rows.iter().any(|row| row.tensors() > 1);
     let mut columns = vec!["tensor"];
     columns.extend(repeated.then_some("times"));
     columns.extend(["dtype", "shape", "parameters", "bytes"]);
@@ -358,30 +409,7 @@ fn tensor_table(listed: &[Listed<'_>], one_by_one: bool, printer: &mut Printer) 
         columns.extend(["mean", "std", "min", "max", "zeros", "NaN", "Inf"]);
     }
     columns.extend(first.sha256.is_some().then_some("sha256"));
-    let mut table = printer.new_table(&columns);
-    for row in rows {
-        let spec = row.spec;
-        let times = row.tensors.len() as u64;
-        let mut cells = vec![Cell::new(row.name())];
-        if repeated {
-            cells.push(right(if times > 1 { format!("x{times}") } else { String::new() }));
-        }
-        cells.extend([Cell::new(spec.dtype), Cell::new(shape_text(&spec.shape))]);
-        cells.extend([right(count(times * spec.numel() as u64)), right(bytes(times * spec.bytes()))]);
-        for tensor in row.tensors.iter().take(1) {
-            if let Some(stats) = &tensor.stats {
-                let number = |x: Option<f64>| right(x.map_or("-".to_owned(), |x| significant(x, 4)));
-                let counts = |n: fn(&Stats) -> u64| right(stats.as_ref().map_or("-".to_owned(), |s| count(n(s))));
-                let real = stats.as_ref();
-                cells.extend([number(real.and_then(Stats::mean)), number(real.and_then(Stats::std))]);
-                cells.extend([number(real.and_then(Stats::min)), number(real.and_then(Stats::max))]);
-                cells.extend([counts(Stats::zeros), counts(Stats::nan), counts(Stats::inf)]);
-            }
-            cells.extend(tensor.sha256.as_deref().map(Cell::new));
-        }
-        table.add_row(cells);
-    }
-    printer.table(&table)?;
+    printer.rows(&columns, &rows, |row| row.cells(repeated))?;
     Ok(())
 }
 

@@ -4,6 +4,8 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
+use unicode_width::UnicodeWidthStr;
+
 use super::Colour;
 use super::text::printable;
 
@@ -40,9 +42,39 @@ impl Printer {
         writeln!(self.out)
     }
 
+    /// A table as [`Printer::table`] prints it, of which the cells are made twice, to be measured and to be printed, so
+    /// that it takes no memory however long it is.
+    pub(super) fn rows<T>(&mut self, header: &[&str], rows: &[T], cells: impl Fn(&T) -> Vec<Text>) -> io::Result<()> {
+        let mut widths: Vec<usize> = header.iter().map(|title| title.width()).collect();
+        for row in rows {
+            for (width, cell) in widths.iter_mut().zip(cells(row)) {
+                *width = (*width).max(cell.text.width());
+            }
+        }
+        let header = header.iter().map(|title| Text::left((*title).to_owned())).collect();
+        self.row(&widths, header)?;
+        let line: Vec<String> = widths.iter().map(|width| "─".repeat(width + 2)).collect();
+        writeln!(self.out, "{}", line.join("─"))?;
+        for row in rows {
+            self.row(&widths, cells(row))?;
+        }
+        writeln!(self.out)
+    }
+
+    fn row(&mut self, widths: &[usize], cells: Vec<Text>) -> io::Result<()> {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(cells) {
+            let room = " ".repeat(width.saturating_sub(cell.text.width()));
+            let parts = if cell.right { [&*room, &*cell.text] } else { [&*cell.text, &*room] };
+            line.extend([" ", parts[0], parts[1], "  "]);
+        }
+        writeln!(self.out, "{}", line.trim_end())
+    }
+
     /// The result as one JSON object.
-    pub(super) fn json(&mut self, value: &serde_json::Value) -> io::Result<()> {
-        writeln!(self.out, "{value:#}")
+    pub(super) fn json(&mut self, value: &impl serde::Serialize) -> io::Result<()> {
+        serde_json::to_writer_pretty(&mut self.out, value).map_err(io::Error::from)?;
+        writeln!(self.out)
     }
 
     /// What the user should know besides the result: one line, whatever names from a file are in it.
@@ -88,6 +120,23 @@ impl Printer {
             table.force_no_tty();
         }
         table
+    }
+}
+
+/// A cell of a table printed by [`Printer::rows`].
+pub(super) struct Text {
+    text: String,
+    right: bool,
+}
+
+impl Text {
+    pub(super) fn left(text: String) -> Text {
+        Text { text, right: false }
+    }
+
+    /// Numbers.
+    pub(super) fn right(text: String) -> Text {
+        Text { text, right: true }
     }
 }
 

@@ -24,7 +24,7 @@ pub(super) struct Archive<'a> {
 /// Reads the directory and object tree of the archive `file`, mapped from `path`.
 pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
     let entries = zip::read(file).map_err(|problem| Error::Zip { path: path.to_owned(), problem })?;
-    let by_name: HashMap<&str, &zip::Entry> = entries.iter().map(|e| (e.name.as_str(), e)).collect();
+    let by_name: HashMap<&str, &zip::Entry> = entries.iter().map(|e| (&*e.name, e)).collect();
     let archive = Archive { path, file, entries: &entries, by_name };
     let mut pickles = entries.iter().filter(|e| e.name.split_once('/').is_some_and(|(_, rest)| rest == "data.pkl"));
     let Some(object) = pickles.next() else {
@@ -36,7 +36,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
         );
     };
     if let Some(second) = pickles.next() {
-        return Err(archive.error(ZipProblem::Duplicate { entry: second.name.clone() }));
+        return Err(archive.error(ZipProblem::Duplicate { entry: second.name.to_string() }));
     }
     let root = object.name.strip_suffix("data.pkl").unwrap_or_default();
     if archive.find(&format!("{root}constants.pkl")).is_some() {
@@ -75,7 +75,7 @@ impl<'a> Archive<'a> {
     /// Reads the pickle in an entry.
     pub(super) fn object(&self, entry: &zip::Entry, scripts: &ScriptClasses) -> Result<Rebuilt> {
         let bytes = self.read(entry, pickle::MAX_PICKLE_BYTES as u64)?;
-        let (path, name) = (|| self.path.to_owned(), || entry.name.clone());
+        let (path, name) = (|| self.path.to_owned(), || entry.name.to_string());
         let parsed = pickle::parse(&bytes).map_err(|source| Error::Pickle { path: path(), entry: name(), source })?;
         rebuild(&parsed, Persistent::Storages, scripts).map_err(|(offset, problem)| Error::Rebuild {
             path: path(),
@@ -110,7 +110,7 @@ impl<'a> Archive<'a> {
     pub(super) fn read(&self, entry: &zip::Entry, limit: u64) -> Result<Vec<u8>> {
         let read = || {
             if entry.size > limit {
-                return Err(ZipProblem::TooLarge { entry: entry.name.clone(), size: entry.size, limit });
+                return Err(ZipProblem::TooLarge { entry: entry.name.to_string(), size: entry.size, limit });
             }
             match entry.method {
                 Method::Stored => {

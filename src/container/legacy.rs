@@ -160,7 +160,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
 
     let offset = stream.offset();
     let keys = stream.pickle()?;
-    let by_key: HashMap<&str, usize> = declared.iter().enumerate().map(|(i, d)| (d.key.as_str(), i)).collect();
+    let by_key: HashMap<&str, usize> = declared.iter().enumerate().map(|(i, d)| (&*d.key, i)).collect();
     let mut storages: Vec<Storage> = declared
         .iter()
         .map(|declared| Storage {

@@ -4,6 +4,7 @@
 //! nothing of the data is read before it is asked for.
 
 mod archive;
+mod header;
 mod legacy;
 mod map;
 mod other;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
+pub use header::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES};
 pub use legacy::LegacyProblem;
 pub(crate) use map::Map;
 pub use other::{OtherKind, OtherTensor};
@@ -35,7 +37,7 @@ use sniff::Kind;
 pub use tar::TarProblem;
 pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, TreeLimit};
 pub(crate) use tree::{Module, Object, Reached, Tree, Value, ValueId};
-pub use zip::ZipProblem;
+pub use zip::{MAX_DIRECTORY_BYTES, MAX_ENTRIES, ZipProblem};
 
 /// The largest storage that is decompressed into memory, in bytes.
 pub const MAX_INFLATED_BYTES: u64 = 8 << 30;

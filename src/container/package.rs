@@ -34,7 +34,7 @@ pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
     let order = archive.byte_order(root)?;
     let mut tree = Tree { values: vec![Value::None], root: 0 };
     let (mut tensors, mut storages) = (Vec::<Stored>::new(), Vec::<Storage>::new());
-    let mut by_key: HashMap<String, usize> = HashMap::new();
+    let mut by_key: HashMap<std::sync::Arc<str>, usize> = HashMap::new();
     let mut entries = Vec::new();
     for entry in &pickles {
         let Rebuilt { tree: part, tensors: found, storages: declared } =

@@ -1,12 +1,8 @@
 //! safetensors: eight bytes of header length, a JSON header, and the data of all tensors without a gap.
 
-use std::collections::HashSet;
-use std::fmt;
 use std::path::Path;
 
-use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
-
-use super::tree::MAX_TENSORS;
+use super::header::Header;
 use super::{Container, Extent, Part, Storage, Stored, StoredTensor, Tree, Value};
 use crate::error::{Error, Result};
 use crate::tensor::{ByteOrder, DType, contiguous_strides};
@@ -72,83 +68,6 @@ pub enum SafetensorsProblem {
     },
 }
 
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Info {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: (u64, u64),
-}
-
-/// The header in its own order; a name that occurs twice is an error, where JSON libraries keep the last.
-#[derive(Default)]
-struct Header {
-    tensors: Vec<(String, Info)>,
-    metadata: Vec<(String, String)>,
-}
-
-/// The pairs of a JSON object in order, duplicates refused.
-struct Pairs<V>(Vec<(String, V)>);
-
-fn unique_pairs<'de, A: MapAccess<'de>, E>(
-    mut map: A,
-    mut entry: impl FnMut(String, &mut A) -> std::result::Result<E, A::Error>,
-) -> std::result::Result<Vec<E>, A::Error> {
-    let mut seen = HashSet::new();
-    let mut out = Vec::new();
-    while let Some(name) = map.next_key::<String>()? {
-        if !seen.insert(name.clone()) {
-            return Err(de::Error::custom(format_args!("the name {name:?} occurs twice")));
-        }
-        if out.len() >= MAX_TENSORS {
-            return Err(de::Error::custom(format_args!("more than {MAX_TENSORS} entries")));
-        }
-        out.push(entry(name, &mut map)?);
-    }
-    Ok(out)
-}
-
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Visit<V>(std::marker::PhantomData<V>);
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Visit<V> {
-            type Value = Pairs<V>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Self::Value, A::Error> {
-                unique_pairs(map, |name, map| Ok((name, map.next_value()?))).map(Pairs)
-            }
-        }
-        deserializer.deserialize_map(Visit(std::marker::PhantomData))
-    }
-}
-
-impl<'de> Deserialize<'de> for Header {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Header;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> std::result::Result<Header, A::Error> {
-                let mut header = Header::default();
-                unique_pairs(map, |name, map| {
-                    if name == "__metadata__" {
-                        header.metadata = map.next_value::<Pairs<String>>()?.0;
-                    } else {
-                        header.tensors.push((name, map.next_value()?));
-                    }
-                    Ok(())
-                })?;
-                Ok(header)
-            }
-        }
-        deserializer.deserialize_map(Visit)
-    }
-}
-
 /// Reads the header of the safetensors file `file`, mapped from `path`.
 pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
     read(file).map_err(|problem| Error::Safetensors { path: path.to_owned(), problem })
@@ -164,29 +83,30 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
         return Err(SafetensorsProblem::HeaderTruncated { declared, available });
     }
     let (json, data) = rest.split_at(declared as usize);
-    let header: Header =
-        serde_json::from_slice(json).map_err(|error| SafetensorsProblem::Header { reason: error.to_string() })?;
+    let mut header = Header::parse(json).map_err(|reason| SafetensorsProblem::Header { reason })?;
 
     let mut tensors = Vec::with_capacity(header.tensors.len());
     let mut storages = Vec::with_capacity(header.tensors.len());
     let mut spans = Vec::with_capacity(header.tensors.len());
     let data_start = file.len() - data.len();
-    for (index, (name, info)) in header.tensors.iter().enumerate() {
-        let dtype = DType::from_safetensors_name(&info.dtype)
-            .ok_or_else(|| SafetensorsProblem::UnknownType { tensor: name.clone(), dtype: info.dtype.clone() })?;
-        let (begin, end) = info.data_offsets;
+    for (index, info) in header.tensors.iter_mut().enumerate() {
+        let tensor = || info.name.to_string();
+        let dtype = info.dtype.as_str();
+        let dtype = DType::from_safetensors_name(dtype)
+            .ok_or_else(|| SafetensorsProblem::UnknownType { tensor: tensor(), dtype: dtype.to_owned() })?;
+        let (begin, end) = info.offsets;
         let found = end.saturating_sub(begin);
         let needed = info
             .shape
             .iter()
-            .try_fold(dtype.size() as u64, |n, &d| n.checked_mul(d))
+            .try_fold(dtype.size() as u64, |n, &d| n.checked_mul(d as u64))
             .filter(|&n| i64::try_from(n).is_ok())
             .unwrap_or(u64::MAX);
         if needed != found || end < begin {
-            return Err(SafetensorsProblem::Length { tensor: name.clone(), needed, found });
+            return Err(SafetensorsProblem::Length { tensor: tensor(), needed, found });
         }
         spans.push((begin, end, index));
-        let shape: Vec<usize> = info.shape.iter().map(|&d| d as usize).collect();
+        let shape = std::mem::take(&mut info.shape);
         let strides = contiguous_strides(&shape);
         tensors.push(Stored::Dense(StoredTensor { dtype, strides, shape, offset: 0, storage: index }));
     }
@@ -194,7 +114,7 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
     let mut expected = 0;
     for &(begin, end, index) in &spans {
         if begin != expected {
-            let tensor = header.tensors[index].0.clone();
+            let tensor = header.tensors[index].name.to_string();
             return Err(SafetensorsProblem::Layout { tensor, expected, found: begin });
         }
         expected = end;
@@ -202,12 +122,13 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
     if expected != data.len() as u64 {
         return Err(SafetensorsProblem::DataLength { expected, found: data.len() as u64 });
     }
-    for (name, info) in &header.tensors {
-        let (begin, end) = info.data_offsets;
+    for info in &header.tensors {
+        let (begin, end) = info.offsets;
         let range = data_start + begin as usize..data_start + end as usize;
         let size = end - begin;
         storages.push(Storage {
-            label: name.clone(),
+            // For messages about sizes that differ; here they cannot.
+            label: String::new(),
             source: 0,
             declared: size,
             size,
@@ -227,13 +148,13 @@ fn tree(header: Header) -> Tree {
         (values.len() - 1) as u32
     };
     let mut root = Vec::new();
-    for (index, (name, _)) in header.tensors.into_iter().enumerate() {
-        root.push((add(Value::Str(name.into())), add(Value::Tensor(index))));
+    for (index, info) in header.tensors.into_iter().enumerate() {
+        root.push((add(Value::Str(info.name)), add(Value::Tensor(index))));
     }
     if !header.metadata.is_empty() {
         let mut metadata = Vec::new();
         for (key, value) in header.metadata {
-            metadata.push((add(Value::Str(key.into())), add(Value::Str(value.into()))));
+            metadata.push((add(Value::Str(key)), add(Value::Str(value))));
         }
         root.push((add(Value::Str("__metadata__".into())), add(Value::Map(metadata))));
     }

@@ -7,13 +7,13 @@ use std::sync::Arc;
 /// The deepest nesting of values that is walked.
 pub const MAX_DEPTH: usize = 128;
 /// The largest number of tensors listed from one file, each name of a shared tensor counted.
-pub const MAX_TENSORS: usize = 1 << 20;
+pub const MAX_TENSORS: usize = 1 << 18;
 /// The longest full name of a tensor, in bytes.
 pub const MAX_NAME_BYTES: usize = 4096;
 /// The largest number of bytes in all names together.
-pub const MAX_ALL_NAMES_BYTES: usize = 64 << 20;
+pub const MAX_ALL_NAMES_BYTES: usize = 24 << 20;
 /// The largest number of values visited on the walk; values that are shared count each time they are reached.
-pub const MAX_VISITS: usize = 8 << 20;
+pub const MAX_VISITS: usize = 4 << 20;
 
 /// The place of a value in a [`Tree`].
 pub(crate) type ValueId = u32;
@@ -66,6 +66,65 @@ pub(crate) struct Object {
     pub(crate) entries: Vec<(ValueId, ValueId)>,
 }
 
+impl Value {
+    /// Whether there is nothing below the value, nor a tensor in it.
+    fn is_leaf(&self) -> bool {
+        match self {
+            Value::Tensor(_) | Value::Module(_) | Value::Object(_) => false,
+            Value::List(items) | Value::Set(items) => items.is_empty(),
+            Value::Map(entries) => entries.is_empty(),
+            _ => true,
+        }
+    }
+
+    /// Gives every value that this one refers to another id.
+    pub(crate) fn renumber(&mut self, new: impl Fn(ValueId) -> ValueId) {
+        let ids = |ids: &mut [ValueId]| ids.iter_mut().for_each(|id| *id = new(*id));
+        let pairs = |pairs: &mut [(ValueId, ValueId)]| {
+            pairs.iter_mut().for_each(|(key, value)| (*key, *value) = (new(*key), new(*value)));
+        };
+        match self {
+            Value::List(items) | Value::Set(items) => ids(items),
+            Value::Map(entries) => pairs(entries),
+            Value::Module(module) => {
+                pairs(&mut module.entries);
+                pairs(&mut module.rest);
+            }
+            Value::Object(object) => {
+                ids(&mut object.args);
+                ids(&mut object.state);
+                ids(&mut object.items);
+                pairs(&mut object.entries);
+            }
+            Value::None
+            | Value::Bool(_)
+            | Value::Int(_)
+            | Value::BigInt(_)
+            | Value::Float(_)
+            | Value::Str(_)
+            | Value::Bytes(_)
+            | Value::Tensor(_)
+            | Value::Name(_) => {}
+        }
+    }
+
+    /// About how many bytes of memory the value takes besides its place in the tree. Texts are shared with the pickle.
+    pub(crate) fn memory(&self) -> usize {
+        match self {
+            Value::BigInt(bytes) | Value::Bytes(bytes) => 32 + bytes.len(),
+            Value::List(items) | Value::Set(items) => 32 + 4 * items.len(),
+            Value::Map(entries) => 32 + 8 * entries.len(),
+            Value::Name(name) => 96 + name.len(),
+            Value::Module(module) => 160 + 8 * (module.entries.len() + module.rest.len()),
+            Value::Object(object) => {
+                let ids = object.args.len() + object.state.len() + object.items.len() + 2 * object.entries.len();
+                320 + 4 * ids
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// All values of a file.
 #[derive(Clone, Debug)]
 pub(crate) struct Tree {
@@ -106,30 +165,10 @@ impl Tree {
     /// root.
     pub(crate) fn graft(&mut self, other: Tree, first_tensor: usize) -> ValueId {
         let shift = self.values.len() as ValueId;
-        let id = |id: &mut ValueId| *id += shift;
-        let pairs = |pairs: &mut [(ValueId, ValueId)]| {
-            for (key, value) in pairs {
-                id(key);
-                id(value);
-            }
-        };
-        let ids = |ids: &mut [ValueId]| ids.iter_mut().for_each(id);
         self.values.extend(other.values.into_iter().map(|mut value| {
-            match &mut value {
-                Value::List(items) | Value::Set(items) => ids(items),
-                Value::Map(entries) => pairs(entries),
-                Value::Tensor(tensor) => *tensor += first_tensor,
-                Value::Module(module) => {
-                    pairs(&mut module.entries);
-                    pairs(&mut module.rest);
-                }
-                Value::Object(object) => {
-                    ids(&mut object.args);
-                    ids(&mut object.state);
-                    ids(&mut object.items);
-                    pairs(&mut object.entries);
-                }
-                _ => {}
+            value.renumber(|id| id + shift);
+            if let Value::Tensor(tensor) = &mut value {
+                *tensor += first_tensor;
             }
             value
         }));
@@ -226,13 +265,18 @@ struct Walk<'t> {
 }
 
 impl Walk<'_> {
+    fn step(&mut self) -> Result<(), TreeLimit> {
+        self.visits += 1;
+        if self.visits > MAX_VISITS {
+            return Err(TreeLimit { what: "steps to walk through", limit: MAX_VISITS });
+        }
+        Ok(())
+    }
+
     /// Visits `id` at `path`.
     fn visit(&mut self, id: ValueId, path: &mut String, place: Place, depth: usize) -> Result<(), TreeLimit> {
         let limit = |what, limit| Err(TreeLimit { what, limit });
-        self.visits += 1;
-        if self.visits > MAX_VISITS {
-            return limit("steps to walk through", MAX_VISITS);
-        }
+        self.step()?;
         if depth > MAX_DEPTH {
             return limit("levels of nesting", MAX_DEPTH);
         }
@@ -272,17 +316,29 @@ impl Walk<'_> {
                 self.visit(*key, path, elsewhere, depth + 1)?;
                 path.truncate(length);
             }
+            if tree.value(*value).is_leaf() {
+                self.step()?;
+                continue;
+            }
             push(path, &tree.key_text(*key));
             self.visit(*value, path, Place { parent, named: named && text, module }, depth + 1)?;
             path.truncate(length);
         }
         for (key, value) in rest {
+            if tree.value(*value).is_leaf() {
+                self.step()?;
+                continue;
+            }
             push(path, &tree.key_text(*key));
             self.visit(*value, path, elsewhere, depth + 1)?;
             path.truncate(length);
         }
         for (prefix, items) in lists {
             for (index, value) in items.iter().enumerate() {
+                if tree.value(*value).is_leaf() {
+                    self.step()?;
+                    continue;
+                }
                 if !prefix.is_empty() {
                     push(path, prefix);
                 }
@@ -318,19 +374,21 @@ mod tests {
         tree.tensors().map(|found| found.len()).unwrap_err().limit
     }
 
+    fn list(items: &[ValueId]) -> Value {
+        Value::List(items.into())
+    }
+
+    fn map(entries: &[(ValueId, ValueId)]) -> Value {
+        Value::Map(entries.into())
+    }
+
     fn text(text: &str) -> Value {
         Value::Str(text.into())
     }
 
     #[test]
     fn tensors_are_named_by_their_paths() {
-        let values = vec![
-            Value::Tensor(0),
-            text("a.b"),
-            Value::Int(7),
-            Value::List(vec![0, 0]),
-            Value::Map(vec![(1, 0), (2, 3)]),
-        ];
+        let values = vec![Value::Tensor(0), text("a.b"), Value::Int(7), list(&[0, 0]), map(&[(1, 0), (2, 3)])];
         let found = tree(values).tensors().unwrap();
         let found: Vec<_> = found.iter().map(|t| (t.path.as_str(), &t.path[..t.parent], t.named)).collect();
         assert_eq!(found, [("a.b", "", true), ("7.0", "7", false), ("7.1", "7", false)]);
@@ -338,8 +396,8 @@ mod tests {
 
     #[test]
     fn cycles_end() {
-        let mut values = vec![Value::Tensor(0), Value::List(vec![0, 1])];
-        values.push(Value::List(vec![1, 2]));
+        let mut values = vec![Value::Tensor(0), list(&[0, 1])];
+        values.push(list(&[1, 2]));
         assert_eq!(tree(values).tensors().unwrap().len(), 1);
     }
 
@@ -347,7 +405,7 @@ mod tests {
     fn rejects_nesting_past_the_limit() {
         let nested = |levels: usize| {
             let mut values = vec![Value::Tensor(0)];
-            values.extend((0..levels as u32).map(|below| Value::List(vec![below])));
+            values.extend((0..levels as u32).map(|below| list(&[below])));
             tree(values)
         };
         assert_eq!(nested(MAX_DEPTH).tensors().unwrap().len(), 1);
@@ -357,26 +415,26 @@ mod tests {
     #[test]
     fn rejects_trees_that_share_their_way_to_an_endless_walk() {
         let mut values = vec![Value::None];
-        values.extend((0..60u32).map(|below| Value::List(vec![below; 8])));
+        values.extend((0..60u32).map(|below| list(&[below; 8])));
         assert_eq!(refused(&tree(values)), MAX_VISITS);
     }
 
     #[test]
     fn rejects_more_tensors_and_longer_names_than_the_limits() {
-        let many = tree(vec![Value::Tensor(0), Value::List(vec![0; 1 << 10]), Value::List(vec![1; (1 << 10) + 1])]);
+        let many = tree(vec![Value::Tensor(0), list(&[0; 1 << 9]), list(&[1; (1 << 9) + 1])]);
         assert_eq!(refused(&many), MAX_TENSORS);
-        let named = |length: usize| tree(vec![Value::Tensor(0), text(&"x".repeat(length)), Value::Map(vec![(1, 0)])]);
+        let named = |length: usize| tree(vec![Value::Tensor(0), text(&"x".repeat(length)), map(&[(1, 0)])]);
         assert_eq!(named(MAX_NAME_BYTES).tensors().unwrap().len(), 1);
         assert_eq!(refused(&named(MAX_NAME_BYTES + 1)), MAX_NAME_BYTES);
         assert_eq!(refused(&named(8 << 20)), MAX_NAME_BYTES);
         let key = text(&"x".repeat(MAX_NAME_BYTES / 2));
-        let names = tree(vec![Value::Tensor(0), key, Value::Map(vec![(1, 0)]), Value::List(vec![2; 1 << 16])]);
+        let names = tree(vec![Value::Tensor(0), key, map(&[(1, 0)]), list(&[2; 1 << 16])]);
         assert_eq!(refused(&names), MAX_ALL_NAMES_BYTES);
     }
 
     #[test]
     fn long_keys_of_what_is_no_tensor_are_no_trouble() {
-        let values = vec![Value::None, text(&"x".repeat(1 << 20)), Value::Map(vec![(1, 0); 10_000])];
+        let values = vec![Value::None, text(&"x".repeat(1 << 20)), map(&[(1, 0); 10_000])];
         assert!(tree(values).tensors().unwrap().is_empty());
     }
 }

@@ -5,7 +5,9 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::MAX_TENSORS;
 use flate2::{Decompress, FlushDecompress, Status};
 
 /// Why an archive cannot be read.
@@ -74,6 +76,14 @@ pub enum ZipProblem {
         /// The checksum of the bytes.
         found: u32,
     },
+    /// The archive has more of something than this reader takes.
+    #[error("its zip directory has more than {limit} {what}, the limit of this reader; no checkpoint comes near it")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
     /// An entry is larger than this reader takes.
     #[error("zip entry {entry:?} claims {size} bytes, past the limit of {limit}")]
     TooLarge {
@@ -96,7 +106,7 @@ pub(crate) enum Method {
 /// One file of the archive.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
-    pub(crate) name: String,
+    pub(crate) name: Arc<str>,
     pub(crate) method: Method,
     /// CRC-32 of the uncompressed data; 0 where the writer computed none.
     pub(crate) crc: u32,
@@ -105,6 +115,12 @@ pub(crate) struct Entry {
     /// Where the stored bytes lie in the file.
     pub(crate) data: Range<usize>,
 }
+
+/// The largest number of entries in an archive: a storage for each tensor, and some more.
+pub const MAX_ENTRIES: usize = MAX_TENSORS + 1024;
+
+/// The largest directory of an archive, in bytes.
+pub const MAX_DIRECTORY_BYTES: usize = 48 << 20;
 
 /// Deflate cannot expand by more than this factor, so that larger claims are lies.
 const MAX_DEFLATE_RATIO: u64 = 1032;
@@ -201,6 +217,13 @@ fn zip64(extra: &[u8], values: [&mut u64; 3]) -> Option<()> {
 /// [`ZipProblem`]; entries that overlap, repeat a name or reach past the directory are refused.
 pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
     let (directory, count) = find_directory(file)?;
+    let limit = |what, limit| Err(ZipProblem::Limit { what, limit });
+    if count > MAX_ENTRIES as u64 {
+        return limit("entries", MAX_ENTRIES);
+    }
+    if directory.len() > MAX_DIRECTORY_BYTES {
+        return limit("bytes of directory", MAX_DIRECTORY_BYTES);
+    }
     let mut entries = Vec::new();
     let mut names = HashSet::new();
     let mut at = directory.start;
@@ -233,10 +256,10 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
             _ => return Err(wrong("its compression is neither 'stored' nor 'deflate'; zip the archive again without")),
         };
         let data = locate(file, name, offset, packed, directory.start).map_err(wrong)?;
-        if !names.insert(name.to_owned()) {
+        if !names.insert(name) {
             return Err(ZipProblem::Duplicate { entry: name.to_owned() });
         }
-        entries.push((offset, Entry { name: name.to_owned(), method, crc: field32(16) as u32, size, data }));
+        entries.push((offset, Entry { name: name.into(), method, crc: field32(16) as u32, size, data }));
         at += extra_end + comment;
     }
     if at != directory.end {
@@ -270,7 +293,7 @@ fn check_overlaps(entries: &[(u64, Entry)]) -> Result<(), ZipProblem> {
     for pair in order.windows(2) {
         let ((_, first), (offset, second)) = (pair[0], pair[1]);
         if first.data.end as u64 > *offset {
-            return Err(ZipProblem::Overlap { first: first.name.clone(), second: second.name.clone() });
+            return Err(ZipProblem::Overlap { first: first.name.to_string(), second: second.name.to_string() });
         }
     }
     Ok(())
@@ -281,7 +304,7 @@ impl Entry {
     pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), ZipProblem> {
         let found = if self.crc == 0 { 0 } else { crc32fast::hash(bytes) };
         if found != self.crc {
-            return Err(ZipProblem::Checksum { entry: self.name.clone(), stored: self.crc, found });
+            return Err(ZipProblem::Checksum { entry: self.name.to_string(), stored: self.crc, found });
         }
         Ok(())
     }
@@ -295,9 +318,9 @@ impl Entry {
     pub(crate) fn inflate(&self, file: &[u8], limit: u64) -> Result<Vec<u8>, ZipProblem> {
         /// Bytes that the output grows by at a time.
         const STEP: usize = 1 << 20;
-        let wrong = |what| ZipProblem::Entry { entry: self.name.clone(), offset: self.data.start as u64, what };
+        let wrong = |what| ZipProblem::Entry { entry: self.name.to_string(), offset: self.data.start as u64, what };
         if self.size > limit {
-            return Err(ZipProblem::TooLarge { entry: self.name.clone(), size: self.size, limit });
+            return Err(ZipProblem::TooLarge { entry: self.name.to_string(), size: self.size, limit });
         }
         let packed = &file[self.data.clone()];
         if self.size > (packed.len() as u64).saturating_mul(MAX_DEFLATE_RATIO) + 64 {
@@ -308,8 +331,11 @@ impl Entry {
         let mut machine = Decompress::new(false);
         loop {
             let missing = size.saturating_sub(out.len());
-            // One byte more than the size, so that data that goes on is noticed.
-            out.reserve(missing.min(STEP) + 1);
+            // One byte more than the size, so that data that goes on is noticed. By an eighth, not to twice the size:
+            // what is reserved is memory too.
+            if out.capacity() == out.len() {
+                out.reserve_exact(missing.min(STEP.max(out.len() / 8)) + 1);
+            }
             let before = (machine.total_in(), machine.total_out());
             let status = machine
                 .decompress_vec(&packed[before.0 as usize..], &mut out, FlushDecompress::None)

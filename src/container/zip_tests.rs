@@ -32,7 +32,7 @@ fn problem(file: &[u8]) -> ZipProblem {
 fn stored_and_deflated_entries_are_found() {
     let file = two();
     let entries = read(&file).unwrap();
-    assert_eq!((entries[0].name.as_str(), entries[0].method), ("a/x", Method::Stored));
+    assert_eq!((&*entries[0].name, entries[0].method), ("a/x", Method::Stored));
     assert_eq!(&file[entries[0].data.clone()], b"stored data");
     entries[0].check(b"stored data").unwrap();
     assert_eq!(entries[1].inflate(&file, 5000).unwrap(), [7; 5000]);

@@ -13,6 +13,12 @@ pub const AUX_WEIGHT: &str = "aux_weight";
 /// How many near misses an error shows.
 const NEAR_MISSES: usize = 6;
 
+/// How many different names are compared for that: no model has more, once numbers are taken out.
+const COMPARED: usize = 4096;
+
+/// The longest name that an error shows, in bytes.
+const LONGEST_NEAR_MISS: usize = 256;
+
 /// The options that help where layers could not be matched, for messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flags {
@@ -195,17 +201,13 @@ fn near_misses(specs: &[TensorSpec], pattern: &str) -> Vec<String> {
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_'))
         .collect();
-    let mut names: Vec<String> = specs
+    let names: BTreeSet<String> = specs
         .iter()
-        .filter(|s| s.shape.len() == 2)
+        .filter(|s| s.shape.len() == 2 && s.name.len() <= LONGEST_NEAR_MISS)
         .map(|s| generalise(&s.name))
-        .collect::<BTreeSet<_>>()
-        .into_iter()
         .collect();
-    names.sort_by(|a, b| {
-        let likeness = |name: &str| strsim::jaro_winkler(name, &literal);
-        likeness(b).total_cmp(&likeness(a)).then_with(|| a.cmp(b))
-    });
-    names.truncate(NEAR_MISSES);
-    names
+    let mut names: Vec<(f64, String)> =
+        names.into_iter().take(COMPARED).map(|name| (strsim::jaro_winkler(&name, &literal), name)).collect();
+    names.sort_by(|(a, first), (b, second)| b.total_cmp(a).then_with(|| first.cmp(second)));
+    names.into_iter().take(NEAR_MISSES).map(|(_, name)| name).collect()
 }

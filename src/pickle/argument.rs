@@ -1,5 +1,7 @@
 //! The arguments of opcodes, decoded: numbers and texts in all the ways that pickles write them.
 
+use std::borrow::Cow;
+
 use super::error::ErrorKind;
 use super::node::Node;
 use super::opcode::Op;
@@ -16,14 +18,17 @@ pub(super) fn text(op: Op, bytes: &[u8]) -> Step<&str> {
 }
 
 /// UTF-8 text. Python also writes lone surrogates (file names that are not UTF-8); they become the text `\udcXX`.
-pub(super) fn unicode(op: Op, bytes: &[u8]) -> Step<String> {
+pub(super) fn unicode(op: Op, bytes: &[u8]) -> Step<Cow<'_, str>> {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        return Ok(text.into());
+    }
     let mut out = String::new();
     let mut rest = bytes;
     loop {
         match std::str::from_utf8(rest) {
             Ok(text) => {
                 out.push_str(text);
-                return Ok(out);
+                return Ok(out.into());
             }
             Err(error) => {
                 let (valid, invalid) = rest.split_at(error.valid_up_to());
@@ -44,10 +49,10 @@ pub(super) fn memo_key(op: Op, line: &[u8]) -> Step<u64> {
 }
 
 /// A Python 2 string: text where it is UTF-8, as `torch.load` reads it, bytes otherwise.
-pub(super) fn string(bytes: Vec<u8>) -> Node {
-    match String::from_utf8(bytes) {
+pub(super) fn string(bytes: &[u8]) -> Node {
+    match std::str::from_utf8(bytes) {
         Ok(text) => Node::Str(text.into()),
-        Err(error) => Node::Bytes(error.into_bytes().into()),
+        Err(_) => Node::Bytes(bytes.into()),
     }
 }
 
@@ -91,21 +96,21 @@ pub(super) fn integer_text(op: Op, line: &[u8]) -> Step<Node> {
     if digits.is_empty() || digits.len() > MAX_DIGITS || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return Err(bad);
     }
-    // Nine digits at a time into limbs of 32 bits.
-    let mut limbs: Vec<u32> = Vec::new();
-    for chunk in digits.as_bytes().chunks(9) {
+    // Nineteen digits at a time into limbs of 64 bits.
+    let mut limbs: Vec<u64> = Vec::new();
+    for chunk in digits.as_bytes().chunks(19) {
         let mut carry = chunk.iter().fold(0u64, |n, digit| n * 10 + u64::from(digit - b'0'));
-        let scale = 10u64.pow(chunk.len() as u32);
+        let scale = u128::from(10u64.pow(chunk.len() as u32));
         for limb in &mut limbs {
-            let value = u64::from(*limb) * scale + carry;
-            *limb = value as u32;
-            carry = value >> 32;
+            let value = u128::from(*limb) * scale + u128::from(carry);
+            *limb = value as u64;
+            carry = (value >> 64) as u64;
         }
         if carry > 0 {
-            limbs.push(carry as u32);
+            limbs.push(carry);
         }
     }
-    let mut bytes: Vec<u8> = limbs.into_iter().flat_map(u32::to_le_bytes).collect();
+    let mut bytes: Vec<u8> = limbs.into_iter().flat_map(u64::to_le_bytes).collect();
     bytes.push(0);
     if negative {
         let mut carry = true;

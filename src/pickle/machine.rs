@@ -1,45 +1,56 @@
 //! The stack machine that reads a pickle and calls nothing.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::argument::{int_line, integer_text, long, memo_key, quoted, raw_unicode, string, text, unicode, unsigned};
 use super::error::{Error, ErrorKind};
-use super::node::{Call, Node, NodeId, Object, Pickle};
+use super::memo::Memo;
+use super::node::{Call, Global, Items, Node, NodeId, Object, Pickle};
 use super::opcode::{Arg, Op};
 
 /// The largest pickle read, in bytes. PyTorch keeps tensor data outside of the pickle; 64 MiB holds the names of a
 /// few hundred thousand tensors.
 pub const MAX_PICKLE_BYTES: usize = 64 << 20;
-/// The largest number of values in a pickle.
+/// The largest number of values in a pickle, those that are kept once counted once.
 pub const MAX_NODES: usize = 4 << 20;
 /// The largest number of values on the stack at one time.
 pub const MAX_STACK: usize = 4 << 20;
 /// The largest number of memo entries.
 pub const MAX_MEMO: usize = 4 << 20;
+/// The largest number of different classes and functions that a pickle names.
+pub const MAX_GLOBALS: usize = 1 << 16;
+/// The longest name of a class or function, in bytes of module and name.
+pub const MAX_GLOBAL_BYTES: usize = 4096;
+/// The largest number of bytes of memory that a pickle and its values take, the objects made of them included.
+pub const MAX_VALUE_BYTES: usize = 208 << 20;
 
 /// Reads one pickle from the start of `bytes`; what follows its STOP opcode is left alone (see [`Pickle::end`]).
 ///
-/// Time and memory are linear in the length of the input, texts that it uses again are shared, and no length that it
-/// declares is trusted.
+/// Time is linear in the length of the input and memory is bounded: values that cannot change are kept once, and no
+/// length that the input declares is trusted.
 ///
 /// # Errors
 /// [`Error`] with the offset of the opcode at fault: a malformed or truncated stream, or one of the limits
-/// [`MAX_PICKLE_BYTES`], [`MAX_NODES`], [`MAX_STACK`], [`MAX_MEMO`].
+/// [`MAX_PICKLE_BYTES`], [`MAX_NODES`], [`MAX_STACK`], [`MAX_MEMO`], [`MAX_GLOBALS`], [`MAX_GLOBAL_BYTES`],
+/// [`MAX_VALUE_BYTES`].
 pub fn parse(bytes: &[u8]) -> Result<Pickle, Error> {
-    let (nodes, offsets) = (Vec::new(), Vec::new());
     let mut machine = Machine {
         bytes,
         at: 0,
         op_at: 0,
-        nodes,
-        offsets,
+        nodes: Vec::new(),
+        offsets: Vec::new(),
         stack: Vec::new(),
         marks: Vec::new(),
-        memo: HashMap::new(),
+        memo: Memo::default(),
+        known: Known::default(),
+        memory: bytes.len(),
         buffers: 0,
     };
     let root = machine.run().map_err(|kind| Error { offset: machine.op_at as u64, kind })?;
-    Ok(Pickle { nodes: machine.nodes, offsets: machine.offsets, root, end: machine.at })
+    let Machine { nodes, offsets, memory, at, .. } = machine;
+    Ok(Pickle { nodes, offsets, root, end: at, memory })
 }
 
 type Step<T> = Result<T, ErrorKind>;
@@ -51,9 +62,65 @@ struct Machine<'a> {
     nodes: Vec<Node>,
     offsets: Vec<u32>,
     stack: Vec<NodeId>,
-    marks: Vec<usize>,
-    memo: HashMap<u64, NodeId>,
+    marks: Vec<u32>,
+    memo: Memo,
+    known: Known,
+    /// Bytes of memory that the input and the values take.
+    memory: usize,
     buffers: u32,
+}
+
+/// Values that cannot change, kept once each.
+#[derive(Default)]
+struct Known {
+    none: Option<NodeId>,
+    bools: [Option<NodeId>; 2],
+    empty_tuple: Option<NodeId>,
+    /// The integers made last, each in a place that its value tells.
+    ints: Vec<Option<NodeId>>,
+    /// Classes and functions by module, newline, name.
+    globals: HashMap<Arc<str>, NodeId>,
+    /// Module, newline, name of the one that is looked for.
+    global: String,
+}
+
+impl Known {
+    /// Places for integers: the sizes and strides of a model's tensors are few.
+    const INTS: u64 = 4096;
+
+    /// Where the value would be kept.
+    fn place(&mut self, node: &Node) -> Option<&mut Option<NodeId>> {
+        match *node {
+            Node::None => Some(&mut self.none),
+            Node::Bool(value) => Some(&mut self.bools[usize::from(value)]),
+            Node::Tuple(ref items) if items.is_empty() => Some(&mut self.empty_tuple),
+            Node::Int(value) => {
+                self.ints.resize(Known::INTS as usize, None);
+                // The upper bits of the product depend on all bits of the value (Fibonacci hashing).
+                let place = (value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+                self.ints.get_mut(place as usize)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Bytes of memory that an allocation of `bytes` takes.
+fn allocated(bytes: usize) -> usize {
+    if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
+}
+
+/// Bytes of memory that a value takes besides its place in the arena.
+fn memory(node: &Node) -> usize {
+    match node {
+        Node::Str(text) => allocated(16 + text.len()),
+        Node::BigInt(bytes) | Node::Bytes(bytes) | Node::ByteArray(bytes) => allocated(bytes.len()),
+        Node::Tuple(items) | Node::FrozenSet(items) => allocated(size_of_val::<[_]>(items)),
+        Node::List(items) | Node::Set(items) if !items.is_empty() => Items::<NodeId>::FIRST + size_of_val::<[_]>(items),
+        Node::Dict(items) if !items.is_empty() => Items::<NodeId>::FIRST + size_of_val::<[_]>(items),
+        Node::Object(object) => allocated(size_of_val(&**object)),
+        _ => 0,
+    }
 }
 
 impl<'a> Machine<'a> {
@@ -101,13 +168,59 @@ impl<'a> Machine<'a> {
         })
     }
 
+    /// Accounts for memory.
+    fn charge(&mut self, bytes: usize) -> Step<()> {
+        self.memory = self.memory.saturating_add(bytes);
+        if self.memory > MAX_VALUE_BYTES {
+            return Err(ErrorKind::Limit { what: "bytes of memory for its values", limit: MAX_VALUE_BYTES });
+        }
+        Ok(())
+    }
+
     fn node(&mut self, node: Node) -> Step<NodeId> {
+        let id = NodeId(self.nodes.len() as u32);
+        if let Some(place) = self.known.place(&node) {
+            if let Some(known) = place.filter(|known| self.nodes[known.index()] == node) {
+                return Ok(known);
+            }
+            *place = Some(id);
+        }
         if self.nodes.len() >= MAX_NODES {
             return Err(ErrorKind::Limit { what: "values", limit: MAX_NODES });
         }
-        let id = NodeId(self.nodes.len() as u32);
+        self.charge(size_of::<Node>() + size_of::<u32>() + memory(&node))?;
+        if self.nodes.len() == self.nodes.capacity() {
+            // By a quarter, not to twice the size: what is reserved is memory too.
+            let more = (self.nodes.len() / 4).max(64);
+            self.nodes.reserve_exact(more);
+            self.offsets.reserve_exact(more);
+        }
         self.nodes.push(node);
         self.offsets.push(self.op_at as u32);
+        Ok(id)
+    }
+
+    /// The class or function of that name, kept once.
+    fn global(&mut self, module: &str, name: &str) -> Step<NodeId> {
+        if module.len() + name.len() > MAX_GLOBAL_BYTES {
+            return Err(ErrorKind::Limit { what: "bytes in the name of a class", limit: MAX_GLOBAL_BYTES });
+        }
+        self.known.global.clear();
+        self.known.global.extend([module, "\n", name]);
+        let found = self.known.globals.get(self.known.global.as_str()).copied();
+        if let Some(id) = found.filter(|&id| matches!(&self.nodes[id.index()], Node::Global(g) if g.module() == module))
+        {
+            return Ok(id);
+        }
+        if self.known.globals.len() >= MAX_GLOBALS {
+            return Err(ErrorKind::Limit { what: "different classes and functions", limit: MAX_GLOBALS });
+        }
+        let global = Global::new(module, name);
+        let text = Arc::clone(global.text());
+        // The table's own entry, and the name as it is shown, come on top.
+        self.charge(2 * allocated(16 + text.len()) + 192)?;
+        let id = self.node(Node::Global(Box::new(global)))?;
+        self.known.globals.insert(text, id);
         Ok(id)
     }
 
@@ -126,7 +239,7 @@ impl<'a> Machine<'a> {
 
     /// The stack may not be popped below the last mark.
     fn floor(&self) -> usize {
-        self.marks.last().copied().unwrap_or(0)
+        self.marks.last().map_or(0, |&mark| mark as usize)
     }
 
     fn pop(&mut self, op: Op) -> Step<NodeId> {
@@ -145,7 +258,7 @@ impl<'a> Machine<'a> {
 
     fn pop_mark(&mut self, op: Op) -> Step<Vec<NodeId>> {
         let mark = self.marks.pop().ok_or(ErrorKind::NoMark(op.name()))?;
-        Ok(self.stack.split_off(mark))
+        Ok(self.stack.split_off(mark as usize))
     }
 
     fn pop_some(&mut self, op: Op, count: usize) -> Step<Box<[NodeId]>> {
@@ -165,27 +278,28 @@ impl<'a> Machine<'a> {
 
     fn append(&mut self, op: Op, items: &[NodeId]) -> Step<()> {
         let target = self.top(op)?;
-        match (&mut self.nodes[target.index()], op) {
-            (Node::List(list), Op::APPEND | Op::APPENDS) => list.extend_from_slice(items),
-            (Node::Set(set), Op::ADDITEMS) => set.extend_from_slice(items),
-            (Node::Object(object), _) => object.items.extend_from_slice(items),
+        let held = match (&mut self.nodes[target.index()], op) {
+            (Node::List(held), Op::APPEND | Op::APPENDS) | (Node::Set(held), Op::ADDITEMS) => held,
+            (Node::Object(object), _) => &mut object.items,
             (other, _) => return Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() }),
-        }
-        Ok(())
+        };
+        let bytes = held.grow(items);
+        self.charge(bytes)
     }
 
     fn set(&mut self, op: Op, pairs: &[(NodeId, NodeId)]) -> Step<()> {
         let target = self.top(op)?;
-        match &mut self.nodes[target.index()] {
-            Node::Dict(entries) => entries.extend_from_slice(pairs),
-            Node::Object(object) => object.entries.extend_from_slice(pairs),
+        let held = match &mut self.nodes[target.index()] {
+            Node::Dict(held) => held,
+            Node::Object(object) => &mut object.entries,
             other => return Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() }),
-        }
-        Ok(())
+        };
+        let bytes = held.grow(pairs);
+        self.charge(bytes)
     }
 
     fn object(&mut self, call: Call, callable: NodeId, args: NodeId, kwargs: Option<NodeId>) -> Step<()> {
-        let (state, items, entries) = (Vec::new(), Vec::new(), Vec::new());
+        let (state, items, entries) = (Items::new(), Items::new(), Items::new());
         self.push(Node::Object(Box::new(Object { call, callable, args, kwargs, state, items, entries })))
     }
 
@@ -194,13 +308,23 @@ impl<'a> Machine<'a> {
         if self.memo.len() >= MAX_MEMO {
             return Err(ErrorKind::Limit { what: "memo entries", limit: MAX_MEMO });
         }
-        self.memo.insert(key, value);
+        if self.memo.put(key, value) {
+            self.charge(Memo::ENTRY)?;
+        }
         Ok(())
     }
 
     fn get(&mut self, key: u64) -> Step<()> {
-        let value = *self.memo.get(&key).ok_or(ErrorKind::NoSuchMemo(key))?;
+        let value = self.memo.get(key).ok_or(ErrorKind::NoSuchMemo(key))?;
         self.push_id(value)
+    }
+
+    /// Checks that there is memory to decode a line of text, which takes more than the text does in the end.
+    fn room_for_line(&self, line: &[u8]) -> Step<()> {
+        if self.memory.saturating_add(line.len().saturating_mul(4)) > MAX_VALUE_BYTES {
+            return Err(ErrorKind::Limit { what: "bytes of memory for its values", limit: MAX_VALUE_BYTES });
+        }
+        Ok(())
     }
 
     fn execute(&mut self, op: Op, arg: &[u8], second: &[u8]) -> Step<()> {
@@ -212,10 +336,10 @@ impl<'a> Machine<'a> {
                 if self.marks.len() >= MAX_STACK {
                     return Err(ErrorKind::Limit { what: "marks on the stack", limit: MAX_STACK });
                 }
-                self.marks.push(self.stack.len());
+                self.marks.push(self.stack.len() as u32);
                 Ok(())
             }
-            Op::POP if self.marks.last() == Some(&self.stack.len()) => self.pop_mark(op).map(drop),
+            Op::POP if !self.marks.is_empty() && self.floor() == self.stack.len() => self.pop_mark(op).map(drop),
             Op::POP => self.pop(op).map(drop),
             Op::POP_MARK => self.pop_mark(op).map(drop),
             Op::DUP => self.top(op).and_then(|id| self.push_id(id)),
@@ -236,20 +360,22 @@ impl<'a> Machine<'a> {
                 self.push(Node::Float(f64::from_bits(bits)))
             }
             Op::STRING => {
+                self.room_for_line(arg)?;
                 let bytes = quoted(arg).ok_or(ErrorKind::BadArgument(op.name()))?;
-                self.push(string(bytes))
+                self.push(string(&bytes))
             }
-            Op::BINSTRING | Op::SHORT_BINSTRING => self.push(string(arg.to_vec())),
+            Op::BINSTRING | Op::SHORT_BINSTRING => self.push(string(arg)),
             Op::UNICODE => {
+                self.room_for_line(arg)?;
                 let text = raw_unicode(arg).ok_or(ErrorKind::BadArgument(op.name()))?;
                 self.push(Node::Str(text.into()))
             }
             Op::BINUNICODE | Op::SHORT_BINUNICODE | Op::BINUNICODE8 => self.push(Node::Str(unicode(op, arg)?.into())),
             Op::BINBYTES | Op::SHORT_BINBYTES | Op::BINBYTES8 => self.push(Node::Bytes(arg.into())),
             Op::BYTEARRAY8 => self.push(Node::ByteArray(arg.into())),
-            Op::EMPTY_LIST => self.push(Node::List(Vec::new())),
-            Op::EMPTY_DICT => self.push(Node::Dict(Vec::new())),
-            Op::EMPTY_SET => self.push(Node::Set(Vec::new())),
+            Op::EMPTY_LIST => self.push(Node::List(Items::new())),
+            Op::EMPTY_DICT => self.push(Node::Dict(Items::new())),
+            Op::EMPTY_SET => self.push(Node::Set(Items::new())),
             Op::EMPTY_TUPLE => self.push(Node::Tuple(Box::default())),
             Op::TUPLE1 | Op::TUPLE2 | Op::TUPLE3 => {
                 let count = match op {
@@ -266,11 +392,11 @@ impl<'a> Machine<'a> {
             }
             Op::LIST => {
                 let items = self.pop_mark(op)?;
-                self.push(Node::List(items))
+                self.push(Node::List(items.into()))
             }
             Op::DICT => {
                 let items = self.pop_mark(op)?;
-                self.push(Node::Dict(Self::pairs(op, &items)?))
+                self.push(Node::Dict(Self::pairs(op, &items)?.into()))
             }
             Op::FROZENSET => {
                 let items = self.pop_mark(op)?;
@@ -296,20 +422,25 @@ impl<'a> Machine<'a> {
             Op::BUILD => {
                 let state = self.pop(op)?;
                 let target = self.top(op)?;
-                match &mut self.nodes[target.index()] {
-                    Node::Object(object) => object.state.push(state),
+                let held = match &mut self.nodes[target.index()] {
+                    Node::Object(object) => &mut object.state,
                     other => return Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() }),
-                }
-                Ok(())
+                };
+                let bytes = held.grow(&[state]);
+                self.charge(bytes)
             }
-            Op::GLOBAL => self.push(Node::Global { module: text(op, arg)?.into(), name: text(op, second)?.into() }),
+            Op::GLOBAL => {
+                let id = self.global(text(op, arg)?, text(op, second)?)?;
+                self.push_id(id)
+            }
             Op::STACK_GLOBAL => {
                 let name = self.pop(op)?;
                 let module = self.pop(op)?;
                 match (&self.nodes[module.index()], &self.nodes[name.index()]) {
                     (Node::Str(module), Node::Str(name)) => {
                         let (module, name) = (module.clone(), name.clone());
-                        self.push(Node::Global { module, name })
+                        let id = self.global(&module, &name)?;
+                        self.push_id(id)
                     }
                     (Node::Str(_), other) | (other, _) => {
                         Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() })
@@ -329,8 +460,7 @@ impl<'a> Machine<'a> {
             }
             Op::INST => {
                 let items = self.pop_mark(op)?;
-                let global = Node::Global { module: text(op, arg)?.into(), name: text(op, second)?.into() };
-                let callable = self.node(global)?;
+                let callable = self.global(text(op, arg)?, text(op, second)?)?;
                 let args = self.node(Node::Tuple(items.into()))?;
                 self.object(Call::Instance, callable, args, None)
             }

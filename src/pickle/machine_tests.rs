@@ -1,7 +1,7 @@
 //! The pickles here were written by Python's own `pickle` and `pickletools`; the values are Python's.
 
 use super::super::{Emitter, ErrorKind, Node, parse};
-use super::MAX_NODES;
+use super::{MAX_GLOBAL_BYTES, MAX_GLOBALS, MAX_NODES, MAX_VALUE_BYTES};
 
 fn hex(text: &str) -> Vec<u8> {
     (0..text.len()).step_by(2).map(|i| u8::from_str_radix(&text[i..i + 2], 16).unwrap()).collect()
@@ -99,7 +99,7 @@ fn calls_are_recorded_and_not_made() {
 fn cycles_are_kept() {
     // x = []; x.append(x); pickle.dumps(x, 2)
     let pickle = parse(&hex("80025d71006800612e")).unwrap();
-    assert_eq!(*pickle.node(pickle.root()), Node::List(vec![pickle.root()]));
+    assert_eq!(*pickle.node(pickle.root()), Node::List(vec![pickle.root()].into()));
 }
 
 #[test]
@@ -142,9 +142,63 @@ fn declared_lengths_do_not_drive_allocations() {
 
 #[test]
 fn rejects_more_values_than_the_limit() {
-    let mut bytes = b"N0".repeat(MAX_NODES);
-    bytes.extend_from_slice(b"N.");
+    let mut bytes = b"]0".repeat(MAX_NODES);
+    bytes.extend_from_slice(b"].");
     assert_eq!(refused(&bytes).1, ErrorKind::Limit { what: "values", limit: MAX_NODES });
+}
+
+#[test]
+fn rejects_more_classes_and_memory_than_the_limits() {
+    let mut bytes: Vec<u8> = (0..MAX_GLOBALS).flat_map(|i| format!("cm\n{i}\n0").into_bytes()).collect();
+    assert!(parse(&[&bytes[..], b"cm\n0\n."].concat()).is_ok());
+    bytes.extend_from_slice(b"cm\nx\n.");
+    assert_eq!(refused(&bytes).1, ErrorKind::Limit { what: "different classes and functions", limit: MAX_GLOBALS });
+    let long = ["c", &"m".repeat(MAX_GLOBAL_BYTES), "\nx\n."].concat();
+    assert_eq!(
+        refused(long.as_bytes()).1,
+        ErrorKind::Limit { what: "bytes in the name of a class", limit: MAX_GLOBAL_BYTES }
+    );
+    let tuples = b"N\x85".repeat(MAX_NODES - 1);
+    assert!(matches!(refused(&tuples).1, ErrorKind::Limit { limit: MAX_VALUE_BYTES, .. }));
+}
+
+#[test]
+fn values_that_cannot_change_are_kept_once() {
+    let pickle = parse(b"(NNI01\nI01\n))K\x07L7L\nJ\x07\x00\x00\x00cm\nx\n\x8c\x01m\x8c\x01x\x93]]l.").unwrap();
+    let ids = pickle.sequence(pickle.root()).unwrap();
+    for (first, last) in [(0, 1), (2, 3), (4, 5), (6, 8), (9, 10)] {
+        assert_eq!(ids[first], ids[last], "{first}");
+    }
+    assert_eq!(ids[6], ids[7]);
+    // Lists can change.
+    assert_ne!(ids[11], ids[12]);
+    assert_eq!(pickle.global(ids[10]), Some(("m", "x")));
+}
+
+#[test]
+fn classes_whose_parts_hold_newlines_are_told_apart() {
+    let pickle = parse(b"(\x8c\x03a\nb\x8c\x01c\x93\x8c\x01a\x8c\x03b\nc\x93l.").unwrap();
+    let ids = pickle.sequence(pickle.root()).unwrap();
+    assert_eq!(pickle.global(ids[0]), Some(("a\nb", "c")));
+    assert_eq!(pickle.global(ids[1]), Some(("a", "b\nc")));
+}
+
+#[test]
+fn memo_keys_need_no_order() {
+    // Python's own unpickler returns [1, 2, 3, 2, 1] for this, and the next MEMOIZE has the key 4.
+    let pickle = parse(b"\x80\x04(K\x01q\x02K\x02r\xff\xff\xff\xffK\x03q\x00j\xff\xff\xff\xffh\x02l.").unwrap();
+    let numbers: Vec<_> = pickle.sequence(pickle.root()).unwrap().iter().map(|&id| pickle.node(id).clone()).collect();
+    assert_eq!(numbers, [1, 2, 3, 2, 1].map(Node::Int));
+    // A key that was hashed is found again once the keys before it are there, and so is what replaces it.
+    let pickle = parse(b"(K\x01q\x01K\x02q\x00h\x01K\x03q\x01h\x01l.").unwrap();
+    let numbers: Vec<_> = pickle.sequence(pickle.root()).unwrap().iter().map(|&id| pickle.node(id).clone()).collect();
+    assert_eq!(numbers, [1, 2, 1, 3, 3].map(Node::Int));
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn a_value_takes_24_bytes() {
+    assert_eq!(size_of::<Node>(), 24);
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! [`parse`] runs the stack machine that a pickle is written for and stops short of the one thing that makes pickles
 //! dangerous: a global stays a name, a call stays a record of what would be called with what. The result is an arena
 //! of [`Node`]s; values that the pickle shares stay shared (same [`NodeId`]), dictionaries keep their order and their
-//! duplicates, and every node remembers the byte offset of the opcode that made it.
+//! duplicates, and every node remembers the byte offset of the opcode that made it. Values that cannot change and that
+//! pickles repeat (`None`, booleans, integers, globals, the empty tuple) may be shared where Python would not.
 //!
 //! Every opcode of protocols 0 to 5 is understood. Nothing here knows of PyTorch.
 
@@ -11,10 +12,13 @@ mod argument;
 mod emit;
 mod error;
 mod machine;
+mod memo;
 mod node;
 mod opcode;
 
 pub use emit::Emitter;
 pub use error::{Error, ErrorKind};
-pub use machine::{MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, parse};
-pub use node::{Call, Node, NodeId, Object, Pickle};
+pub use machine::{
+    MAX_GLOBAL_BYTES, MAX_GLOBALS, MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, MAX_VALUE_BYTES, parse,
+};
+pub use node::{Call, Global, Items, Node, NodeId, Object, Pickle};

@@ -1,5 +1,6 @@
 //! The values of a parsed pickle: an arena that is read by id.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// The place of a value in a [`Pickle`]'s arena.
@@ -11,6 +12,89 @@ impl NodeId {
     #[must_use]
     pub fn index(self) -> usize {
         self.0 as usize
+    }
+}
+
+/// A sequence that grows, read as a slice. It takes eight bytes where it stands, and nothing else while it is empty.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::box_collection, reason = "most are empty, and a pickle has millions of them")]
+pub struct Items<T>(Option<Box<Vec<T>>>);
+
+impl<T> Items<T> {
+    /// Bytes of memory that the first element takes besides itself.
+    pub(super) const FIRST: usize = 64;
+
+    pub(super) const fn new() -> Items<T> {
+        Items(None)
+    }
+
+    /// Appends; returns the bytes of memory that takes.
+    pub(super) fn grow(&mut self, items: &[T]) -> usize
+    where
+        T: Copy,
+    {
+        if items.is_empty() {
+            return 0;
+        }
+        let first = if self.0.is_none() { Items::<T>::FIRST } else { 0 };
+        let held = self.0.get_or_insert_default();
+        let before = held.capacity();
+        held.extend_from_slice(items);
+        first + (held.capacity() - before) * size_of::<T>()
+    }
+}
+
+impl<T> From<Vec<T>> for Items<T> {
+    fn from(items: Vec<T>) -> Items<T> {
+        Items((!items.is_empty()).then(|| Box::new(items)))
+    }
+}
+
+impl<T> Deref for Items<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        self.0.as_ref().map_or(&[], |items| items.as_slice())
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Items<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
+}
+
+/// A name that Python would import: class or function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Global {
+    /// Module and name, a newline between them.
+    text: Arc<str>,
+    /// Bytes of the module.
+    module: u32,
+}
+
+impl Global {
+    pub(super) fn new(module: &str, name: &str) -> Global {
+        Global { text: format!("{module}\n{name}").into(), module: module.len() as u32 }
+    }
+
+    /// The module, dotted.
+    #[must_use]
+    pub fn module(&self) -> &str {
+        &self.text[..self.module as usize]
+    }
+
+    /// The name in the module, possibly dotted.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.text[self.module as usize + 1..]
+    }
+
+    pub(super) fn text(&self) -> &Arc<str> {
+        &self.text
     }
 }
 
@@ -37,20 +121,15 @@ pub enum Node {
     /// A tuple.
     Tuple(Box<[NodeId]>),
     /// A list.
-    List(Vec<NodeId>),
+    List(Items<NodeId>),
     /// A dictionary: pairs in the order stored, duplicates kept.
-    Dict(Vec<(NodeId, NodeId)>),
+    Dict(Items<(NodeId, NodeId)>),
     /// A set.
-    Set(Vec<NodeId>),
+    Set(Items<NodeId>),
     /// A frozenset.
     FrozenSet(Box<[NodeId]>),
     /// A name that Python would import: class or function.
-    Global {
-        /// The module, dotted.
-        module: Arc<str>,
-        /// The name in the module, possibly dotted.
-        name: Arc<str>,
-    },
+    Global(Box<Global>),
     /// What Python would build by calling something.
     Object(Box<Object>),
     /// What Python would ask the program for by this id (PyTorch: a storage).
@@ -78,7 +157,7 @@ impl Node {
             Node::Dict(_) => "a dict",
             Node::Set(_) => "a set",
             Node::FrozenSet(_) => "a frozenset",
-            Node::Global { .. } => "a global",
+            Node::Global(_) => "a global",
             Node::Object(_) => "an object",
             Node::Persistent(_) => "a persistent id",
             Node::Extension(_) => "an extension code",
@@ -110,11 +189,11 @@ pub struct Object {
     /// The keyword arguments of NEWOBJ_EX.
     pub kwargs: Option<NodeId>,
     /// The arguments of `__setstate__`, in order (BUILD).
-    pub state: Vec<NodeId>,
+    pub state: Items<NodeId>,
     /// What would be appended or added (APPEND, APPENDS, ADDITEMS).
-    pub items: Vec<NodeId>,
+    pub items: Items<NodeId>,
     /// What would be set by key (SETITEM, SETITEMS).
-    pub entries: Vec<(NodeId, NodeId)>,
+    pub entries: Items<(NodeId, NodeId)>,
 }
 
 /// A parsed pickle.
@@ -124,6 +203,7 @@ pub struct Pickle {
     pub(super) offsets: Vec<u32>,
     pub(super) root: NodeId,
     pub(super) end: usize,
+    pub(super) memory: usize,
 }
 
 impl Pickle {
@@ -139,7 +219,8 @@ impl Pickle {
         &self.nodes[id.index()]
     }
 
-    /// The byte offset of the opcode that made the value, from the start of the pickle.
+    /// The byte offset of the opcode that made the value, from the start of the pickle; of a value that is kept once
+    /// however often it is made, of the first such opcode.
     #[must_use]
     pub fn offset(&self, id: NodeId) -> u64 {
         u64::from(self.offsets[id.index()])
@@ -163,11 +244,19 @@ impl Pickle {
         self.end
     }
 
+    /// Bytes of memory that the pickle and its values take: those that count towards [`MAX_VALUE_BYTES`].
+    ///
+    /// [`MAX_VALUE_BYTES`]: super::MAX_VALUE_BYTES
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        self.memory
+    }
+
     /// The module and name of a global, `None` for other values.
     #[must_use]
     pub fn global(&self, id: NodeId) -> Option<(&str, &str)> {
         match self.node(id) {
-            Node::Global { module, name } => Some((module, name)),
+            Node::Global(global) => Some((global.module(), global.name())),
             _ => None,
         }
     }

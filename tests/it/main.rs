@@ -25,6 +25,8 @@ mod bench;
 mod commands;
 #[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
 mod faults;
+#[cfg(all(feature = "cli", target_os = "linux"))]
+mod hostile;
 #[cfg(all(feature = "cli", unix))]
 mod killed;
 #[cfg(all(feature = "cli", target_os = "linux"))]

@@ -36,7 +36,7 @@ pub(super) fn rebuild(
         pickle,
         persistent,
         scripts,
-        values: vec![Value::None; pickle.len()],
+        values: Vec::new(),
         tensors: match persistent {
             Persistent::Storages => Vec::new(),
             Persistent::Tensors { tensors, .. } => tensors.to_vec(),
@@ -45,11 +45,12 @@ pub(super) fn rebuild(
         names: HashMap::new(),
         searched: Cell::new(0),
         copied: Cell::new(0),
+        memory: pickle.memory(),
         storages: Vec::new(),
         by_key: HashMap::new(),
     };
     builder.build().map_err(|(node, problem)| (pickle.offset(node), problem))?;
-    let tree = Tree { values: builder.values, root: index(pickle.root()) };
+    let tree = Tree { values: builder.values, root: 0 };
     Ok(Rebuilt { tree, tensors: builder.tensors, storages: builder.storages })
 }
 
@@ -74,27 +75,69 @@ struct Builder<'p> {
     searched: Cell<usize>,
     /// Values of shared sequences that were copied.
     copied: Cell<usize>,
+    /// Bytes of memory that the pickle and what was made of it take.
+    memory: usize,
     storages: Vec<DeclaredStorage>,
-    by_key: HashMap<String, usize>,
+    by_key: HashMap<Arc<str>, usize>,
 }
 
 impl<'p> Builder<'p> {
-    /// Translates every value that can be reached from the root; value ids are node ids.
+    /// Translates every value that can be reached from the root. The ids are node ids at first, and numbered through in
+    /// the end: most nodes of a checkpoint are what tensors were made from, and no values of the tree.
     fn build(&mut self) -> Fallible<()> {
-        let mut seen = vec![false; self.pickle.len()];
-        let mut todo = vec![self.pickle.root()];
-        let mut order = Vec::new();
+        const UNSEEN: u32 = u32::MAX;
+        let root = self.pickle.root();
+        self.charge(root, self.pickle.len() * size_of::<u32>())?;
+        let mut places = vec![UNSEEN; self.pickle.len()];
+        let mut todo = vec![root];
         while let Some(id) = todo.pop() {
-            if std::mem::replace(&mut seen[id.index()], true) {
+            if places[id.index()] != UNSEEN {
                 continue;
             }
-            order.push(id);
-            below(self.pickle.node(id), &mut todo);
+            self.room_for(id)?;
+            let value = self.value(id)?;
+            self.charge(id, size_of::<Value>() + value.memory())?;
+            // What a tensor was made from is no part of the tree.
+            if !matches!(value, Value::Tensor(_)) {
+                below(self.pickle.node(id), &mut todo);
+            }
+            if self.values.len() == self.values.capacity() {
+                // By a quarter, not to twice the size: what is reserved is memory too.
+                self.values.reserve_exact((self.values.len() / 4).max(64));
+            }
+            places[id.index()] = self.values.len() as u32;
+            self.values.push(value);
         }
-        for id in order {
-            self.values[id.index()] = self.value(id)?;
+        // All that a value refers to was read, but for nothing at all.
+        let nothing = self.values.len() as u32;
+        self.values.push(Value::None);
+        for value in &mut self.values {
+            value.renumber(|id| places[id as usize].min(nothing));
         }
         Ok(())
+    }
+
+    /// Checks, before they are copied, that there is memory for the values directly below a value.
+    fn room_for(&self, id: NodeId) -> Fallible<()> {
+        let bytes = match self.pickle.node(id) {
+            Node::Tuple(items) | Node::FrozenSet(items) => size_of_val::<[_]>(items),
+            Node::List(items) | Node::Set(items) => size_of_val::<[_]>(items),
+            Node::Dict(entries) => size_of_val::<[_]>(entries),
+            Node::Object(object) => {
+                let (state, items, entries) = (&*object.state, &*object.items, &*object.entries);
+                size_of_val(state) + size_of_val(items) + size_of_val(entries)
+            }
+            _ => return Ok(()),
+        };
+        // Once in the object and once among those that are still to be read.
+        let room = self.memory.saturating_add(bytes.saturating_mul(2)) <= pickle::MAX_VALUE_BYTES;
+        if room { Ok(()) } else { Err((id, RebuildProblem::Memory)) }
+    }
+
+    /// Accounts for memory.
+    fn charge(&mut self, id: NodeId, bytes: usize) -> Fallible<()> {
+        self.memory = self.memory.saturating_add(bytes);
+        if self.memory > pickle::MAX_VALUE_BYTES { Err((id, RebuildProblem::Memory)) } else { Ok(()) }
     }
 
     fn value(&mut self, id: NodeId) -> Fallible<Value> {

@@ -24,7 +24,7 @@ impl Builder<'_> {
     /// The object as a module, if it is one: of a class that this crate never has to know, told by its attributes.
     pub(super) fn module(&self, class: &Arc<str>, object: &pickle::Object) -> Option<Value> {
         let attributes = object.state.iter().find_map(|&state| match self.pickle.node(state) {
-            Node::Dict(pairs) => Some(pairs.as_slice()),
+            Node::Dict(pairs) => Some(&**pairs),
             _ => None,
         })?;
         if class.starts_with("__torch__.") {
@@ -86,7 +86,7 @@ impl Builder<'_> {
     /// The pairs of a dictionary of whatever kind.
     fn pairs(&self, id: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
         match self.pickle.node(id) {
-            Node::Dict(pairs) => Some(pairs.clone()),
+            Node::Dict(pairs) => Some(pairs.to_vec()),
             Node::Object(object) => {
                 let (module, name) = self.pickle.global(object.callable)?;
                 if !matches!((module, name), ("collections", "OrderedDict") | ("builtins" | "__builtin__", "dict")) {

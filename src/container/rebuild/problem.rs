@@ -1,5 +1,6 @@
 //! Why objects of a pickle cannot be read as PyTorch would read them.
 
+use crate::container::MAX_TENSORS;
 use crate::pickle;
 
 /// Why an object that PyTorch would rebuild as a tensor cannot be read.
@@ -34,6 +35,12 @@ pub enum RebuildProblem {
     /// Objects use the same arguments again and again: copied out, they would be more than any pickle holds.
     #[error("its objects refer to more than {} values", pickle::MAX_NODES)]
     TooMuch,
+    /// More tensors than this reader lists.
+    #[error("it makes more than {MAX_TENSORS} tensors, the limit of this reader")]
+    Tensors,
+    /// The pickle and what it stands for take too much memory together.
+    #[error("its objects take more than {} bytes of memory, the limit of this reader", pickle::MAX_VALUE_BYTES)]
+    Memory,
     /// A storage class that is not known.
     #[error("the storage type {0} is unknown; load the file in PyTorch and save it again")]
     StorageClass(String),

@@ -1,9 +1,10 @@
 //! Persistent ids: how pickles of PyTorch refer to storages, and to classes of modules.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::{Builder, Fallible, RebuildProblem};
-use crate::container::Stored;
+use crate::container::{MAX_NAME_BYTES, Stored};
 use crate::pickle::{Node, NodeId};
 use crate::tensor::DType;
 
@@ -11,7 +12,7 @@ use crate::tensor::DType;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in crate::container) struct DeclaredStorage {
     /// The key in the archive: the entry `data/KEY`.
-    pub(in crate::container) key: String,
+    pub(in crate::container) key: Arc<str>,
     pub(in crate::container) bytes: u64,
     /// Bytes per element of the type it was first declared with.
     pub(in crate::container) unit: u64,
@@ -124,8 +125,9 @@ impl Builder<'_> {
         };
         // Files of Python 2 have integers as keys.
         let text = |id| match pickle.node(id) {
-            Node::Str(key) => Ok(key.to_string()),
-            Node::Int(key) => Ok(key.to_string()),
+            Node::Str(key) if key.len() > MAX_NAME_BYTES => Err(wrong("its key is too long for the name of an entry")),
+            Node::Str(key) => Ok(key.clone()),
+            Node::Int(key) => Ok(key.to_string().into()),
             _ => Err(wrong("its key is no text")),
         };
         let elements = self.size(elements).ok_or_else(|| wrong("its size is no number"))?;
@@ -133,9 +135,11 @@ impl Builder<'_> {
         let window = match view {
             &[view, ..] if !matches!(pickle.node(view), Node::None) => {
                 let window = pickle.sequence(view).and_then(|parts| match parts {
-                    &[name, offset, length] => {
-                        Some(Window { key: text(name).ok()?, offset: self.size(offset)?, elements: self.size(length)? })
-                    }
+                    &[name, offset, length] => Some(Window {
+                        key: text(name).ok()?.to_string(),
+                        offset: self.size(offset)?,
+                        elements: self.size(length)?,
+                    }),
                     _ => None,
                 });
                 let window = window.ok_or_else(|| wrong("the view of it is malformed"))?;
@@ -149,7 +153,7 @@ impl Builder<'_> {
         let declared = DeclaredStorage { key: text(name)?, bytes, unit };
         let storage = match self.by_key.get(&declared.key) {
             Some(&known) if self.storages[known].bytes == declared.bytes => known,
-            Some(_) => return Err((id, RebuildProblem::StorageSize(declared.key))),
+            Some(_) => return Err((id, RebuildProblem::StorageSize(declared.key.to_string()))),
             None => {
                 self.by_key.insert(declared.key.clone(), self.storages.len());
                 self.storages.push(declared);

@@ -7,7 +7,7 @@
 
 use super::storage::StorageRef;
 use super::{Builder, Fallible, RebuildProblem, is_rebuild};
-use crate::container::{OtherKind, OtherTensor, Stored, StoredTensor};
+use crate::container::{MAX_TENSORS, OtherKind, OtherTensor, Stored, StoredTensor};
 use crate::pickle::{Node, NodeId};
 use crate::tensor::{DType, MAX_DIMENSIONS, check_view};
 
@@ -37,6 +37,7 @@ impl Builder<'_> {
             return Err((id, RebuildProblem::Arguments { function, what }));
         }
         let tensor = self.call(id, object.callable, object.args, depth)?;
+        self.made(id, tensor)?;
         self.by_node.insert(id, tensor);
         Ok(tensor)
     }
@@ -285,6 +286,21 @@ impl Builder<'_> {
         }
         let tensor = StoredTensor { dtype, shape, strides, offset: start, storage: storage.storage };
         Ok(Some(self.add(Stored::Dense(tensor))))
+    }
+
+    /// Accounts for a tensor that the call `id` rebuilds.
+    fn made(&mut self, id: NodeId, tensor: usize) -> Fallible<()> {
+        /// Bytes of memory that a tensor and its storage take, but for the sizes of its dimensions.
+        const TENSOR: usize = 240;
+        if self.tensors.len() > MAX_TENSORS {
+            return Err((id, RebuildProblem::Tensors));
+        }
+        let sizes = match &self.tensors[tensor] {
+            Stored::Dense(dense) => dense.shape.len() + dense.strides.len(),
+            Stored::Other(other) => other.shape.len(),
+        };
+        self.copies(id, sizes)?;
+        self.charge(id, TENSOR + size_of::<usize>() * sizes)
     }
 
     /// A non-negative integer.
