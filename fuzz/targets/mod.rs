@@ -148,13 +148,13 @@ pub(crate) fn safetensors(input: &[u8]) -> bool {
     }
 }
 
-/// Refusals of files that the `safetensors` crate reads: a name that occurs twice (it keeps the last), types of less
-/// than a byte, limits, and files of other kinds that begin so that they are both.
+/// Refusals of files that the `safetensors` crate reads: a name that occurs twice (it keeps the last), fields of a tensor
+/// that the format does not have (it ignores them), types of less than a byte, and limits.
 fn is_stricter(error: &Error) -> bool {
     match error {
         Error::Safetensors { problem: SafetensorsProblem::UnknownType { .. }, .. } => true,
         Error::Safetensors { problem: SafetensorsProblem::Header { reason }, .. } => {
-            reason.contains("occurs twice") || reason.contains("more than")
+            ["occurs twice", "more than", "unknown field"].iter().any(|known| reason.contains(known))
         }
         Error::Tensor { .. } | Error::Tree { .. } => true,
         _ => false,

@@ -68,13 +68,13 @@ fn children(node: &Node) -> Vec<NodeId> {
     let pairs = |pairs: &[(NodeId, NodeId)]| pairs.iter().flat_map(|&(key, value)| [key, value]).collect();
     match node {
         Node::Tuple(items) | Node::FrozenSet(items) => items.to_vec(),
-        Node::List(items) | Node::Set(items) => items.clone(),
+        Node::List(items) | Node::Set(items) => items.to_vec(),
         Node::Dict(entries) => pairs(entries),
         Node::Persistent(id) => vec![*id],
         Node::Object(object) => {
             let mut ids = vec![object.callable, object.args];
             ids.extend(object.kwargs);
-            ids.extend(object.state.iter().chain(&object.items));
+            ids.extend(object.state.iter().chain(&*object.items));
             ids.extend::<Vec<_>>(pairs(&object.entries));
             ids
         }
@@ -130,7 +130,7 @@ fn equal(one: &Pickle, a: NodeId, other: &Pickle, b: NodeId) {
         (Node::Dict(a), Node::Object(b)) => {
             assert_eq!(other.global(b.callable), Some(("collections", "OrderedDict")));
             assert_eq!(a.len(), b.entries.len());
-            for (a, b) in a.iter().zip(&b.entries) {
+            for (a, b) in a.iter().zip(&*b.entries) {
                 equal(one, a.0, other, b.0);
                 equal(one, a.1, other, b.1);
             }

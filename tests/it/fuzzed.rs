@@ -228,9 +228,9 @@ fn dump_call(pickle: &Pickle, id: NodeId, room: &mut usize) -> String {
         format!("i{}", bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
     };
     match pickle.node(id) {
-        Node::Global { module, name } => {
-            let module = leaf(format!("s{}", hex(module)));
-            format!("global({module},{})", leaf(format!("s{}", hex(name))))
+        Node::Global(global) => {
+            let module = leaf(format!("s{}", hex(global.module())));
+            format!("global({module},{})", leaf(format!("s{}", hex(global.name()))))
         }
         Node::Extension(code) => format!("extension({})", leaf(int((*code).into()))),
         Node::Buffer(number) => format!("buffer({})", leaf(int((*number).into()))),
@@ -245,7 +245,7 @@ fn dump_call(pickle: &Pickle, id: NodeId, room: &mut usize) -> String {
                 }
             });
             let entries: Vec<_> = object.entries.iter().flat_map(|&(key, value)| [key, value]).collect();
-            for list in [&object.state, &object.items, &entries] {
+            for list in [&*object.state, &*object.items, &*entries] {
                 if *room == 0 {
                     parts.push("~".to_owned());
                     continue;
