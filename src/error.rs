@@ -1,10 +1,11 @@
 //! What can go wrong, with where: file, tensor, byte offset, and the way out.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
 use crate::checkpoint::{RootProblem, TensorProblem};
-use crate::container::{RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem};
+use crate::container::{NumpyProblem, RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem};
 use crate::naming::MatchProblem;
 use crate::pickle;
 use crate::plan::{FoldProblem, LambdaProblem};
@@ -71,6 +72,16 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         problem: SafetensorsProblem,
+    },
+    /// An array in NumPy's format is damaged.
+    #[error("{}: {}{problem}", path.display(), Member(member))]
+    Numpy {
+        /// The file.
+        path: PathBuf,
+        /// The member of an `.npz` archive; empty for an `.npy` file.
+        member: String,
+        /// What is wrong.
+        problem: NumpyProblem,
     },
     /// A pickle is malformed.
     #[error("{}: {entry} cannot be read", path.display())]
@@ -231,6 +242,15 @@ pub enum OutputProblem {
     /// The extension tells no format.
     #[error("its extension tells no format; name it .pth or .safetensors, or give --format")]
     UnknownFormat,
+}
+
+/// The member of an archive before what is wrong with it, if there is one.
+struct Member<'m>(&'m str);
+
+impl fmt::Display for Member<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "{:?}: ", self.0) }
+    }
 }
 
 impl From<LambdaProblem> for Error {

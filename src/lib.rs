@@ -61,8 +61,9 @@ pub use checkpoint::{
     Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
-    Container, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES, MAX_TENSORS,
-    MAX_VISITS, OtherKind, OtherTensor, RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem,
+    Container, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES,
+    MAX_NUMPY_HEADER_BYTES, MAX_TENSORS, MAX_VISITS, NumpyProblem, OtherKind, OtherTensor, RebuildProblem,
+    SafetensorsProblem, TreeLimit, ZipProblem,
 };
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use roots::{Root, RootChoice, RootProblem};
 pub use values::MAX_VALUES_SHOWN;
 
+use crate::container::zip::{Entry, Method};
 use crate::container::{
     self, Container, Contents, Extent, MAX_INFLATED_BYTES, OtherKind, OtherTensor, Reached, Stored, StoredTensor,
     ZipProblem,
@@ -211,15 +212,31 @@ impl Checkpoint {
             Extent::Deflated(entry) => self.made(index, || entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)),
             Extent::Mapped(range) => {
                 let bytes = &source.map[range.clone()];
-                if let Some(entry) = &storage.entry
-                    && !self.verified[index].load(Ordering::Relaxed)
-                {
-                    entry.check(bytes).map_err(zip)?;
-                    self.verified[index].store(true, Ordering::Relaxed);
+                if let Some(entry) = &storage.entry {
+                    self.verify(index, entry, bytes).map_err(zip)?;
                 }
                 Ok(Bytes::Mapped(bytes))
             }
+            Extent::Member { entry, skip } if entry.method == Method::Stored => {
+                let bytes = &source.map[entry.data.clone()];
+                self.verify(index, entry, bytes).map_err(zip)?;
+                Ok(Bytes::Mapped(&bytes[*skip..]))
+            }
+            Extent::Member { entry, skip } => self.made(index, || {
+                let mut bytes = entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)?;
+                bytes.drain(..*skip);
+                Ok(bytes)
+            }),
         }
+    }
+
+    /// Verifies the checksum of the storage `index`, whose entry has these bytes, if that was not done before.
+    fn verify(&self, index: usize, entry: &Entry, bytes: &[u8]) -> Result<(), ZipProblem> {
+        if !self.verified[index].load(Ordering::Relaxed) {
+            entry.check(bytes)?;
+            self.verified[index].store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Bytes that have to be made, of which those of one storage are kept.

@@ -5,6 +5,7 @@
 
 mod archive;
 mod map;
+mod numpy;
 mod other;
 mod rebuild;
 mod safetensors;
@@ -20,6 +21,7 @@ use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
 pub(crate) use map::Map;
+pub use numpy::{MAX_NUMPY_HEADER_BYTES, NumpyProblem};
 pub use other::{OtherKind, OtherTensor};
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
@@ -47,11 +49,15 @@ pub enum Container {
     TorchPackage,
     /// A safetensors file.
     Safetensors,
+    /// One NumPy array (`numpy.save`).
+    Npy,
+    /// A zip archive of NumPy arrays (`numpy.savez`).
+    Npz,
 }
 
 impl Container {
     /// The stable name used in JSON: `torch-zip`, `torch-legacy`, `torch-tar`, `torchscript`, `torch-package`,
-    /// `safetensors`.
+    /// `safetensors`, `npy`, `npz`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -61,6 +67,8 @@ impl Container {
             Container::TorchScript => "torchscript",
             Container::TorchPackage => "torch-package",
             Container::Safetensors => "safetensors",
+            Container::Npy => "npy",
+            Container::Npz => "npz",
         }
     }
 }
@@ -74,6 +82,8 @@ impl fmt::Display for Container {
             Container::TorchScript => "TorchScript (torch.jit.save)",
             Container::TorchPackage => "torch.package",
             Container::Safetensors => "safetensors",
+            Container::Npy => "NumPy array (numpy.save)",
+            Container::Npz => "NumPy archive (numpy.savez)",
         })
     }
 }
@@ -102,6 +112,8 @@ pub(crate) enum Extent {
     Mapped(Range<usize>),
     /// A compressed zip entry of a source.
     Deflated(zip::Entry),
+    /// A zip entry of a source, stored or compressed, without its first `skip` bytes.
+    Member { entry: zip::Entry, skip: usize },
     /// Nowhere: the file lacks them.
     Missing,
 }
@@ -181,5 +193,6 @@ fn part(path: &Path, file: &[u8]) -> Result<Part> {
     match sniff::container(path, file)? {
         Kind::Zip => archive::open(path, file),
         Kind::Safetensors => safetensors::open(path, file),
+        Kind::Numpy => numpy::open(path, file),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::numpy;
 use super::safetensors::MAX_HEADER_BYTES;
 use crate::error::{Error, Result};
 
@@ -23,7 +24,6 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
         "load it in its own framework and save the weights as .safetensors",
     ),
     (b"GGUF", "a GGUF file", "use the original checkpoint it was made from"),
-    (b"\x93NUMPY", "a NumPy array", "save a dictionary of tensors with torch.save or safetensors"),
     (b"PK\x05\x06", "an empty zip archive", "download or copy the file again"),
     (b"%PDF", "a PDF document", "give the path of the checkpoint"),
 ];
@@ -35,6 +35,8 @@ pub(super) enum Kind {
     Zip,
     /// A safetensors file.
     Safetensors,
+    /// An array in NumPy's format.
+    Numpy,
 }
 
 /// What `file` is.
@@ -47,6 +49,9 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Kind> {
     }
     if file.starts_with(b"PK\x03\x04") {
         return Ok(Kind::Zip);
+    }
+    if file.starts_with(numpy::MAGIC) {
+        return Ok(Kind::Numpy);
     }
     let not = |found: &str, advice: &str| {
         Err(Error::NotACheckpoint { path: path.to_owned(), found: found.to_owned(), advice: advice.to_owned() })

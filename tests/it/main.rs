@@ -7,6 +7,7 @@
     reason = "tests fail by panicking, their helpers included"
 )]
 
+mod containers;
 mod folding;
 mod objects;
 mod reading;
