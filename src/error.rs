@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::checkpoint::{RootProblem, TensorProblem};
-use crate::container::{NumpyProblem, RebuildProblem, SafetensorsProblem, TreeLimit, ZipProblem};
+use crate::container::{
+    DcpProblem, FolderProblem, NumpyProblem, RebuildProblem, SafetensorsProblem, ShardedProblem, TreeLimit, ZipProblem,
+};
 use crate::naming::MatchProblem;
 use crate::pickle;
 use crate::plan::{FoldProblem, LambdaProblem};
@@ -29,11 +31,13 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
-    /// The path is a folder.
-    #[error("{} is a folder; give the path of one checkpoint file", path.display())]
+    /// The path is a folder, and none that is a checkpoint.
+    #[error("{} is a folder {problem}", path.display())]
     Directory {
         /// The folder.
         path: PathBuf,
+        /// What is wrong with it.
+        problem: FolderProblem,
     },
     /// The path is a device, socket or pipe.
     #[error("{} is no regular file, and cannot be mapped; copy it to a file first", path.display())]
@@ -82,6 +86,34 @@ pub enum Error {
         member: String,
         /// What is wrong.
         problem: NumpyProblem,
+    },
+    /// A sharded checkpoint is damaged or not all there.
+    #[error("{}: {problem}", path.display())]
+    Sharded {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        problem: ShardedProblem,
+    },
+    /// A distributed checkpoint is damaged or not all there.
+    #[error("{}: {problem}", path.display())]
+    Dcp {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        problem: DcpProblem,
+    },
+    /// What a distributed checkpoint stores in one place is no PyTorch object.
+    #[error("{}: {item:?}, stored from byte {offset} on, cannot be read", path.display())]
+    DcpItem {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or object.
+        item: String,
+        /// Where it begins.
+        offset: u64,
+        /// What is wrong with it; its offsets count from there.
+        source: Box<Error>,
     },
     /// A pickle is malformed.
     #[error("{}: {entry} cannot be read", path.display())]

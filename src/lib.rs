@@ -61,9 +61,9 @@ pub use checkpoint::{
     Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
-    Container, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_HEADER_BYTES, MAX_INFLATED_BYTES, MAX_NAME_BYTES,
-    MAX_NUMPY_HEADER_BYTES, MAX_TENSORS, MAX_VISITS, NumpyProblem, OtherKind, OtherTensor, RebuildProblem,
-    SafetensorsProblem, TreeLimit, ZipProblem,
+    Container, DcpProblem, FolderProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_FILES, MAX_HEADER_BYTES, MAX_INDEX_BYTES,
+    MAX_INFLATED_BYTES, MAX_NAME_BYTES, MAX_NUMPY_HEADER_BYTES, MAX_TENSORS, MAX_VISITS, NumpyProblem, OtherKind,
+    OtherTensor, RebuildProblem, SafetensorsProblem, ShardedProblem, TreeLimit, ZipProblem,
 };
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};

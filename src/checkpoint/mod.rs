@@ -1,5 +1,6 @@
 //! A checkpoint file, opened: the one type that everything else reads from.
 
+mod assemble;
 mod roots;
 mod values;
 
@@ -108,6 +109,12 @@ impl Checkpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The files that hold it: the one that was opened, or the one that was found in a folder; for a checkpoint in several
+    /// files the index first.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.contents.sources.iter().map(|source| source.path.as_path())
     }
 
     /// The kind of file.
@@ -222,6 +229,7 @@ impl Checkpoint {
                 self.verify(index, entry, bytes).map_err(zip)?;
                 Ok(Bytes::Mapped(&bytes[*skip..]))
             }
+            Extent::Assembled(assembly) => self.made(index, || self.assemble(assembly, storage)),
             Extent::Member { entry, skip } => self.made(index, || {
                 let mut bytes = entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)?;
                 bytes.drain(..*skip);
@@ -279,6 +287,10 @@ impl Deref for Bytes<'_> {
 fn check(contents: &Contents, tensor: usize) -> Result<(), TensorProblem> {
     let Stored::Dense(tensor) = &contents.tensors[tensor] else { return Ok(()) };
     let storage = &contents.storages[tensor.storage];
+    if let Extent::Assembled(assembly) = &storage.extent {
+        // Its parts are plain tensors of files.
+        assembly.chunks.iter().try_for_each(|chunk| check(contents, chunk.tensor))?;
+    }
     if matches!(storage.extent, Extent::Missing) && storage.declared > 0 {
         return Err(TensorProblem::MissingStorage { entry: storage.label.clone() });
     }

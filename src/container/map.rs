@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ops::Deref;
 use std::path::Path;
 
+use super::FolderProblem;
 use crate::error::{Error, Result};
 
 /// A whole file, mapped for reading; or bytes that are in memory already.
@@ -23,7 +24,7 @@ impl Map {
         // Looked at first by name: opening a pipe would wait for whoever writes to it.
         let metadata = std::fs::metadata(path).map_err(io)?;
         if metadata.is_dir() {
-            return Err(Error::Directory { path: path.to_owned() });
+            return Err(Error::Directory { path: path.to_owned(), problem: FolderProblem::NotAFile });
         }
         if !metadata.is_file() {
             return Err(Error::NotAFile { path: path.to_owned() });

@@ -4,11 +4,15 @@
 //! nothing of the data is read before it is asked for.
 
 mod archive;
+mod dcp;
+mod folder;
+mod gather;
 mod map;
 mod numpy;
 mod other;
 mod rebuild;
 mod safetensors;
+mod sharded;
 mod sniff;
 mod tree;
 pub(crate) mod zip;
@@ -20,11 +24,15 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
+pub use dcp::DcpProblem;
+pub use folder::FolderProblem;
+pub use gather::MAX_FILES;
 pub(crate) use map::Map;
 pub use numpy::{MAX_NUMPY_HEADER_BYTES, NumpyProblem};
 pub use other::{OtherKind, OtherTensor};
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
+pub use sharded::{MAX_INDEX_BYTES, ShardedProblem};
 use sniff::Kind;
 pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, TreeLimit};
 pub(crate) use tree::{Module, Object, Reached, Tree, Value, ValueId};
@@ -53,11 +61,15 @@ pub enum Container {
     Npy,
     /// A zip archive of NumPy arrays (`numpy.savez`).
     Npz,
+    /// Several files, and an index that tells which tensor is in which, as the Hugging Face libraries write them.
+    Sharded,
+    /// A folder of `torch.distributed.checkpoint`.
+    Dcp,
 }
 
 impl Container {
     /// The stable name used in JSON: `torch-zip`, `torch-legacy`, `torch-tar`, `torchscript`, `torch-package`,
-    /// `safetensors`, `npy`, `npz`.
+    /// `safetensors`, `npy`, `npz`, `sharded`, `torch-distributed`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -69,6 +81,8 @@ impl Container {
             Container::Safetensors => "safetensors",
             Container::Npy => "npy",
             Container::Npz => "npz",
+            Container::Sharded => "sharded",
+            Container::Dcp => "torch-distributed",
         }
     }
 }
@@ -84,6 +98,8 @@ impl fmt::Display for Container {
             Container::Safetensors => "safetensors",
             Container::Npy => "NumPy array (numpy.save)",
             Container::Npz => "NumPy archive (numpy.savez)",
+            Container::Sharded => "sharded (Hugging Face)",
+            Container::Dcp => "distributed (torch.distributed.checkpoint)",
         })
     }
 }
@@ -114,8 +130,26 @@ pub(crate) enum Extent {
     Deflated(zip::Entry),
     /// A zip entry of a source, stored or compressed, without its first `skip` bytes.
     Member { entry: zip::Entry, skip: usize },
+    /// In several other tensors, to be put together.
+    Assembled(Assembly),
     /// Nowhere: the file lacks them.
     Missing,
+}
+
+/// A tensor that is stored in parts, which fill it exactly; put together, it is contiguous and little-endian.
+#[derive(Clone, Debug)]
+pub(crate) struct Assembly {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) chunks: Vec<Chunk>,
+}
+
+/// A part of a tensor, of the same type.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    /// The number of the dense tensor that it is; none that the tree leads to.
+    pub(crate) tensor: usize,
+    /// Where its first element is in the whole.
+    pub(crate) at: Vec<usize>,
 }
 
 /// A run of bytes that tensors are views of.
@@ -173,9 +207,9 @@ pub(crate) struct Part {
     pub(crate) storages: Vec<Storage>,
 }
 
-/// Recognises the container at `path` and reads its directory and object tree.
+/// Recognises the container at `path`, a file or a folder, and reads its directory and object tree.
 pub(crate) fn open(path: &Path) -> Result<Contents> {
-    of_source(Source::open(path)?)
+    if path.is_dir() { folder::open(path) } else { of_source(Source::open(path)?) }
 }
 
 /// As [`open`], of a file that is in memory; `path` is for messages.
@@ -184,6 +218,9 @@ pub(crate) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Contents> {
 }
 
 fn of_source(source: Source) -> Result<Contents> {
+    if sharded::is_index(&source.map) {
+        return sharded::open(source);
+    }
     let Part { container, tree, tensors, storages } = part(&source.path, &source.map)?;
     Ok(Contents { container, sources: vec![source], tree, tensors, storages })
 }

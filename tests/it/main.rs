@@ -8,6 +8,7 @@
 )]
 
 mod containers;
+mod distributed;
 mod folding;
 mod objects;
 mod reading;
