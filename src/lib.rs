@@ -13,6 +13,9 @@
 //!   big-endian, every dense element type of PyTorch 2.15, any strides, shared storages, zero-size tensors. Objects of
 //!   unknown classes stay inert values.
 //! - safetensors, all of its element types.
+//! - NumPy's `.npy` and `.npz`: arrays of numbers. All others are listed.
+//! - Sharded checkpoints of the Hugging Face libraries, by their index or folder; folders of `torch.distributed.checkpoint`;
+//!   folders with one checkpoint in them.
 //!
 //! Files are recognised by content, and memory-mapped. A value read is the value stored: checksums are verified where
 //! the file has them, and missing, truncated, overlapping or over-long data is an error.
@@ -28,7 +31,9 @@
 //! | [`MAX_DEPTH`], [`MAX_VISITS`] | nesting of the object tree, and values reached on the walk through it |
 //! | [`MAX_TENSORS`], [`MAX_NAME_BYTES`], [`MAX_ALL_NAMES_BYTES`] | tensors and their names |
 //! | [`MAX_HEADER_BYTES`] | bytes of a safetensors header |
-//! | [`MAX_INFLATED_BYTES`] | bytes of a deflated storage, expanded |
+//! | [`MAX_NUMPY_HEADER_BYTES`] | bytes of a NumPy array's header |
+//! | [`MAX_INDEX_BYTES`], [`MAX_FILES`] | bytes of an index of shards, and files of one checkpoint |
+//! | [`MAX_INFLATED_BYTES`] | bytes of a deflated storage, expanded, and of a tensor that is put together from parts |
 //! | [`tensor::MAX_DIMENSIONS`] | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] | logical bytes of a view that repeats its elements |
 //!

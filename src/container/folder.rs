@@ -32,38 +32,47 @@ pub enum FolderProblem {
     Several(Vec<String>),
     /// Each process of a distributed run saved its own metadata, with these names, and none for all.
     OwnMetadata(Vec<String>),
+    /// Each process of a distributed run saved its parts of the tensors to safetensors files with these names. If one of them
+    /// were missing, nobody could tell.
+    Unconsolidated(Vec<String>),
 }
 
 impl fmt::Display for FolderProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         /// Names listed.
         const SHOWN: usize = 20;
-        let names = match self {
+        let (what, names, advice) = match self {
             FolderProblem::NotAFile => {
                 return f.write_str("where a file belongs; give the path of one checkpoint file");
             }
             FolderProblem::NoCheckpoint => {
                 return f.write_str(
-                    "without a checkpoint in it (*.safetensors, *.pth, *.bin, ..., an index of shards, or .metadata of a \
-                     distributed checkpoint); give the path of one checkpoint file",
+                    "without a checkpoint in it (*.safetensors, *.pth, *.bin and the like, an index of shards, or the \
+                     .metadata of a distributed checkpoint); give the path of one checkpoint file",
                 );
             }
             FolderProblem::Several(names) => {
-                f.write_str("with several checkpoints in it; give the path of one checkpoint file:")?;
-                names
+                ("with several checkpoints in it", names, "give the path of one checkpoint file")
             }
-            FolderProblem::OwnMetadata(names) => {
-                f.write_str(
-                    "with a distributed checkpoint of which each process saved a part for itself; load it in PyTorch, and \
-                     save it with torch.save:",
-                )?;
-                names
-            }
+            FolderProblem::OwnMetadata(names) => (
+                "with a distributed checkpoint of which each process saved a part for itself",
+                names,
+                "load it in PyTorch with as many processes, and save it with torch.save",
+            ),
+            FolderProblem::Unconsolidated(names) => (
+                "with parts of tensors that nothing tells the number of",
+                names,
+                "put them together with torch.distributed.checkpoint's consolidate_safetensors_files",
+            ),
         };
-        for name in names.iter().take(SHOWN) {
-            write!(f, "\n  {name:?}")?;
+        write!(f, "{what} (")?;
+        for (index, name) in names.iter().take(SHOWN).enumerate() {
+            write!(f, "{}{name:?}", if index == 0 { "" } else { ", " })?;
         }
-        if names.len() > SHOWN { write!(f, "\n  and {} more", names.len() - SHOWN) } else { Ok(()) }
+        if names.len() > SHOWN {
+            write!(f, " and {} more", names.len() - SHOWN)?;
+        }
+        write!(f, "); {advice}")
     }
 }
 
@@ -98,6 +107,12 @@ pub(super) fn open(path: &Path) -> Result<Contents> {
     let own = ending(&|name| name.starts_with("__") && name.ends_with(dcp::METADATA));
     if !own.is_empty() {
         return folder(FolderProblem::OwnMetadata(own));
+    }
+    // As `HuggingFaceStorageWriter` of torch.distributed.checkpoint names them.
+    let parts =
+        ending(&|name| name.starts_with("shard-") && name.contains("-model-") && name.ends_with(".safetensors"));
+    if !parts.is_empty() {
+        return folder(FolderProblem::Unconsolidated(parts));
     }
     let is_checkpoint = |name: &str| {
         let extension = Path::new(name).extension().and_then(|extension| extension.to_str());

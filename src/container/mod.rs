@@ -38,7 +38,7 @@ pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_
 pub(crate) use tree::{Module, Object, Reached, Tree, Value, ValueId};
 pub use zip::ZipProblem;
 
-/// The largest storage that is decompressed into memory, in bytes.
+/// The largest storage that is decompressed into memory, or put together there from parts, in bytes.
 pub const MAX_INFLATED_BYTES: u64 = 8 << 30;
 
 /// The kinds of file that are read.
@@ -214,13 +214,15 @@ pub(crate) fn open(path: &Path) -> Result<Contents> {
 
 /// As [`open`], of a file that is in memory; `path` is for messages.
 pub(crate) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Contents> {
-    of_source(Source { path: path.to_owned(), map: Map::Memory(bytes) })
+    of_part(Source { path: path.to_owned(), map: Map::Memory(bytes) })
 }
 
 fn of_source(source: Source) -> Result<Contents> {
-    if sharded::is_index(&source.map) {
-        return sharded::open(source);
-    }
+    if sharded::is_index(&source.map) { sharded::open(source) } else { of_part(source) }
+}
+
+/// Reads a file that has to be a checkpoint by itself.
+fn of_part(source: Source) -> Result<Contents> {
     let Part { container, tree, tensors, storages } = part(&source.path, &source.map)?;
     Ok(Contents { container, sources: vec![source], tree, tensors, storages })
 }

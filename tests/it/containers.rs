@@ -255,6 +255,21 @@ fn parts_of_distributed_checkpoints_without_common_metadata_are_refused() {
     std::fs::write(folder.path().join("__0.metadata"), "").unwrap();
     let error = Checkpoint::open(folder.path()).unwrap_err();
     assert!(matches!(error, Error::Directory { problem: FolderProblem::OwnMetadata(_), .. }));
+    std::fs::remove_file(folder.path().join("__0.metadata")).unwrap();
+    let parts = ["shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors"];
+    for part in parts {
+        std::fs::write(folder.path().join(part), "").unwrap();
+    }
+    let error = Checkpoint::open(folder.path()).unwrap_err();
+    let expected = FolderProblem::Unconsolidated(parts.map(str::to_owned).to_vec());
+    assert!(matches!(error, Error::Directory { problem, .. } if problem == expected));
+}
+
+#[test]
+fn an_index_in_memory_opens_no_files() {
+    let index = fixture("layouts/sharded_safetensors").join(INDEX);
+    let bytes = std::fs::read(&index).unwrap();
+    assert!(matches!(Checkpoint::from_bytes(&index, bytes), Err(Error::NotACheckpoint { .. })));
 }
 
 /// `mnist_vit.safetensors` in two shards with an index.
