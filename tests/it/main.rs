@@ -8,6 +8,8 @@
 )]
 
 mod comparing;
+mod containers;
+mod distributed;
 mod folding;
 mod objects;
 mod reading;
