@@ -56,10 +56,11 @@ def problem(tool, case):
     done = tool.start("inspect", case["file"], "--root", case.get("root", ""), "--hash", "--json")
     if done.returncode == 2 and case.get("may_refuse") and "error: " in done.stderr:
         return None
-    if case.get("twice"):
-        return None if done.returncode == 2 and "two tensors have this full name" in done.stderr else "a name twice: not refused"
+    if case["twice"]:
+        refused = done.returncode == 2 and "two tensors have this full name" in done.stderr
+        return None if refused else f"two tensors of one name, exit code {done.returncode}: {done.stderr[-300:]}"
     if done.returncode != 0:
-        return f"exit code {done.returncode}: {done.stderr[-400:].strip()}"
+        return f"exit code {done.returncode}: {done.stderr[-400:].strip().replace(str(tool.work), '')}"
     try:
         compare(json.loads(done.stdout), case)
     except Exception as error:

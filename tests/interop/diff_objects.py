@@ -32,12 +32,12 @@ def write(cases):
         for seed in range(COUNT):
             protocol = (2, 2, 3, 4, 5, 1)[seed % 6]
             obj = Maker(seed, protocol, new).top()
-            path = cases.path("object %03d protocol %d.pth" % (seed, protocol))
+            path = cases.path("random %03d p%d.pth" % (seed, protocol))
             torch.save(obj, path, _use_new_zipfile_serialization=new, pickle_protocol=protocol)
             cases.add_object(path.stem, path, load(path), protocol)
     cases.group = "objects without tensors, pickle protocol 0"
     for seed in range(10):
-        path = cases.path("object %03d.pth" % seed)
+        path = cases.path("plain %03d.pth" % seed)
         torch.save(Maker(seed, 0, True, tensors=False).top(), path, pickle_protocol=0)
         cases.add_object(path.stem, path, load(path), 0)
 

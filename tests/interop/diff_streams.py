@@ -124,7 +124,13 @@ def raw(row):
 
 
 def stream(obj, pickler):
-    """As torch.save wrote from 0.1.10 on: `view_metadata` tells which part of a storage a view is."""
+    """As torch.save wrote from 0.1.10 on."""
+    head, rows = stream_parts(obj, pickler)
+    return head + b"".join(raw(row) for row in rows)
+
+
+def stream_parts(obj, pickler):
+    """The pickles of a stream, and the storages that follow. `view_metadata` tells which part of one a view is."""
     roots = {}
     views = itertools.count(7000)
 
@@ -141,7 +147,7 @@ def stream(obj, pickler):
     # The order in which storages follow is that of their keys.
     order = sorted(roots.values(), key=lambda root: root[0])
     head = b"".join(dumped(value, pickler) for value in (MAGIC, 1001, SYSTEM))
-    return head + body + dumped([key for key, _ in order], pickler) + b"".join(raw(row) for _, row in order)
+    return head + body + dumped([key for key, _ in order], pickler), [row for _, row in order]
 
 
 def tar(obj, pickler):

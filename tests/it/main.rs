@@ -26,5 +26,7 @@ mod killed;
 mod memory;
 #[cfg(feature = "verify")]
 mod model;
+#[cfg(feature = "verify")]
+mod second_opinion;
 #[cfg(feature = "cli")]
 mod writing;
