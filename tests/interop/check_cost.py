@@ -1,8 +1,9 @@
 """Opening costs what it must: of a checkpoint of 10 GB, pickles and directories are read, and no tensor data.
 
-The files are sparse. Two measures: what the program touched is what of its maps was resident, at the most; what the system
-read is what of the file is in memory afterwards, of which mincore tells (before, the file was put out of memory). The
-second depends on the disk: at every place that is touched the system reads ahead, 128 KiB as a rule, megabytes at times.
+The files are sparse. Two measures: what the program touched is what of its maps was resident, at the most; what the
+system read is what of the file is in memory afterwards, as mincore tells (before, the file was put out of memory).
+The second depends on the disk: at every place that is touched the system reads ahead, 128 KiB as a rule, at times
+megabytes.
 """
 
 import ctypes
@@ -73,7 +74,9 @@ def cost(report, tool, path, what):
     memory = " + ".join(f"{peak[name] / MIB:.1f} MiB {name}" for name in ("RssAnon", "RssFile"))
     disk = f"{path.stat().st_size / 1e9:.2f} GB"
     ahead = f"the disk reads {read_ahead(path) // 1024} KiB ahead"
-    report.note(f"{what} of {disk}: resident at most {memory}; {read / MIB:.2f} MiB read, {ahead}; wall {seconds:.3f} s")
+    report.note(
+        f"{what} of {disk}: resident at most {memory}; {read / MIB:.2f} MiB read, {ahead}; wall {seconds:.3f} s"
+    )
     expect(peak["RssFile"] < TOUCHED, f"{peak['RssFile'] / MIB:.1f} MiB were touched")
     expect(read < most(path), f"{read / MIB:.1f} MiB were read")
     expect(seconds < SECONDS, f"it took {seconds:.2f} s")

@@ -76,7 +76,10 @@ def forms(entries):
     yield "no byteorder", lambda: zipped({k: v for k, v in entries.items() if k != "byteorder"})
     needed = ("data.pkl", "version", "data/")
     yield "nothing that is not needed", lambda: zipped({k: v for k, v in entries.items() if k.startswith(needed)})
-    yield "entries nobody asked for", lambda: zipped({**entries, "extra/readme.txt": b"text", "data/note": b"x", "data2/0": b""})
+    yield (
+        "entries nobody asked for",
+        lambda: zipped({**entries, "extra/readme.txt": b"text", "data/note": b"x", "data2/0": b""}),
+    )
     yield "a comment at the end", functools.partial(make, comment=b"PK\x05\x06 is no end here")
     yield "extra fields", functools.partial(make, extra=struct.pack("<HH4s", 0xCAFE, 4, b"abcd"))
     yield "folder entries", functools.partial(make, folders=True)
@@ -98,7 +101,16 @@ class Pipe(io.RawIOBase):
         return len(data)
 
 
-def zipped(entries, root="archive", compression=zipfile.ZIP_STORED, zip64=False, pipe=False, comment=b"", extra=b"", folders=False):
+def zipped(
+    entries,
+    root="archive",
+    compression=zipfile.ZIP_STORED,
+    zip64=False,
+    pipe=False,
+    comment=b"",
+    extra=b"",
+    folders=False,
+):
     """The bytes of an archive of these entries."""
     file = Pipe() if pipe else io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:

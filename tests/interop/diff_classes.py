@@ -95,7 +95,9 @@ class DictConfig:
     """Stands in for omegaconf's: content under `_content`, flags and a parent beside it."""
 
     def __init__(self, content, parent=None):
-        self.__dict__["_content"] = {k: Node(v, self) if not isinstance(v, dict) else DictConfig(v, self) for k, v in content.items()}
+        self.__dict__["_content"] = {
+            k: Node(v, self) if not isinstance(v, dict) else DictConfig(v, self) for k, v in content.items()
+        }
         self.__dict__["_metadata"] = Config(width=7, extra={"flags": {"readonly": True}})
         self.__dict__["_parent"] = parent
 

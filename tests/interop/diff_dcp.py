@@ -43,7 +43,7 @@ def known(dtype):
 
 
 def together(world, *where):
-    """This process and others write one checkpoint."""
+    """Several processes, of which this is the first, write one checkpoint."""
     context = multiprocessing.get_context("spawn")
     others = [context.Process(target=rank, args=(number, world, *where)) for number in range(1, world)]
     for process in others:

@@ -1,7 +1,7 @@
 """What a reader must find in an object: every tensor by its dotted path, under the names that the program gives.
 
-The names follow the objects as pickle sees them: keys and list positions joined by dots; an object's attributes by their
-names, what it is made with under `args`, a state that is no dictionary under `state`. Runs under old PyTorch, too.
+The names follow the objects as pickle sees them: keys and list positions joined by dots; an object's attributes by
+their names, what it is made with under `args`, a state that is no dictionary under `state`. Runs under old PyTorch.
 """
 
 import collections

@@ -77,7 +77,9 @@ def write(cases):
                 save(cases, "protocol %d" % protocol, Root(), new, pickle_protocol=protocol)
             path = cases.path("in a dictionary.pth")
             model = Root()
-            torch.save({"model": model, "epoch": 3, "ema": model.state_dict()}, path, _use_new_zipfile_serialization=new)
+            torch.save(
+                {"model": model, "epoch": 3, "ema": model.state_dict()}, path, _use_new_zipfile_serialization=new
+            )
             loaded = load(path)
             whole = {"model." + k: v for k, v in loaded["model"].state_dict().items()}
             whole.update(("ema." + k, v) for k, v in loaded["ema"].items())

@@ -48,7 +48,12 @@ def write(cases):
     archive(cases, "savez_compressed", numpy.savez_compressed, together)
     archive(cases, "big-endian", numpy.savez, {k: v.astype(v.dtype.newbyteorder(">")) for k, v in together.items()})
     archive(cases, "as ViTs in JAX are saved", numpy.savez, {name: random("f4", (2, 3), name) for name in JAX})
-    archive(cases, "odd names", numpy.savez, {name: random("f4", (2,), name) for name in ("a.b", "a b", "ünï", "x.npy", "0")})
+    archive(
+        cases,
+        "odd names",
+        numpy.savez,
+        {name: random("f4", (2,), name) for name in ("a.b", "a b", "ünï", "x.npy", "0")},
+    )
     archive(cases, "nothing", numpy.savez, {}, may_refuse=True)
     path = cases.path("unnamed.npz")
     numpy.savez(path, numpy.arange(3), numpy.arange(4.0))

@@ -20,8 +20,38 @@ from diff_tensors import layouts, savable
 
 COUNT = 220
 DEPTH = 6
-TEXTS = ("weight", "a.b", "with space", "", "ünïcödé", "日本語", "🧠", "tab\tnewline\n", "'\"\\", "0", "\x00", "\u2028", "x" * 300)
-INTS = (0, -1, 255, 256, 65535, 65536, 2**31 - 1, -(2**31), 2**31, 2**63 - 1, -(2**63), 2**63, 2**64, -(2**200), 10**100)
+TEXTS = (
+    "weight",
+    "a.b",
+    "with space",
+    "",
+    "ünïcödé",
+    "日本語",
+    "🧠",
+    "tab\tnewline\n",
+    "'\"\\",
+    "0",
+    "\x00",
+    "\u2028",
+    "x" * 300,
+)
+INTS = (
+    0,
+    -1,
+    255,
+    256,
+    65535,
+    65536,
+    2**31 - 1,
+    -(2**31),
+    2**31,
+    2**63 - 1,
+    -(2**63),
+    2**63,
+    2**64,
+    -(2**200),
+    10**100,
+)
 FLOATS = (0.0, -0.0, 1.5, -2.25, 1e-300, 1e300, float("inf"), float("-inf"), float("nan"), 3.141592653589793)
 
 
@@ -58,7 +88,12 @@ class Maker:
 
     def top(self):
         """The whole object: more often than not a dictionary with a state dict in it."""
-        obj = {"head": self.value(0), "state": self.state_dict(), 7: self.value(0), "tail": [self.value(0) for _ in range(3)]}
+        obj = {
+            "head": self.value(0),
+            "state": self.state_dict(),
+            7: self.value(0),
+            "tail": [self.value(0) for _ in range(3)],
+        }
         return obj if self.random.random() < 0.8 else [obj, self.value(0)]
 
     def state_dict(self):
@@ -111,7 +146,13 @@ class Maker:
     def key(self):
         """A dictionary key."""
         r = self.random
-        simple = (self.text, self.text, lambda: r.choice(INTS), lambda: r.randrange(9), lambda: r.choice((0.5, -1.25, 100.0)))
+        simple = (
+            self.text,
+            self.text,
+            lambda: r.choice(INTS),
+            lambda: r.randrange(9),
+            lambda: r.choice((0.5, -1.25, 100.0)),
+        )
         odd = (
             lambda: None,
             lambda: True,

@@ -49,9 +49,15 @@ def write(cases):
         tensors, _ = diff_expect.state(loaded.state_dict())
         hidden = [diff_expect.facts(loaded.hidden)]
         cases.add("a module, " + what, path, tensors, allowed=hidden, suffix=True)
-    path = export(cases, "two pickles", {"first": {"a": torch.arange(3)}, "second": {"b": torch.arange(4.0)}}, "externed")
+    path = export(
+        cases, "two pickles", {"first": {"a": torch.arange(3)}, "second": {"b": torch.arange(4.0)}}, "externed"
+    )
     importer = PackageImporter(str(path))
-    tensors = [t for name in ("first", "second") for t in diff_expect.listing(importer.load_pickle("weights", name + ".pkl"))[0]]
+    tensors = [
+        t
+        for name in ("first", "second")
+        for t in diff_expect.listing(importer.load_pickle("weights", name + ".pkl"))[0]
+    ]
     cases.add("two pickles", path, tensors, suffix=True, any_order=True)
 
 

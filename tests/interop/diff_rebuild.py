@@ -56,22 +56,26 @@ def by_hand():
     yield "_rebuild_tensor_v2 with metadata", Call(utils._rebuild_tensor_v2, storage, *view, False, hooks(), {})
     yield "_rebuild_tensor_v2, no hooks", Call(utils._rebuild_tensor_v2, storage, *view, False, None)
     yield "_rebuild_tensor_v3", Call(utils._rebuild_tensor_v3, untyped, *view, False, hooks(), torch.uint16)
-    yield "_rebuild_tensor_v3 of 2-byte floats", Call(
-        utils._rebuild_tensor_v3, untyped, *view, False, hooks(), torch.bfloat16
+    yield (
+        "_rebuild_tensor_v3 of 2-byte floats",
+        Call(utils._rebuild_tensor_v3, untyped, *view, False, hooks(), torch.bfloat16),
     )
     data = torch.rand(2, 3).t()
     yield "_rebuild_parameter", Call(utils._rebuild_parameter, data, True, hooks())
     yield "_rebuild_parameter_with_state", Call(utils._rebuild_parameter_with_state, data, False, hooks(), {"tag": 1})
     args = (storage, *view, False, hooks())
     yield "_rebuild_from_type", Call(torch._tensor._rebuild_from_type, utils._rebuild_tensor_v2, Tagged, args, {"a": 1})
-    yield "_rebuild_from_type_v2", Call(
-        torch._tensor._rebuild_from_type_v2, utils._rebuild_tensor_v2, Tagged, args, {"a": 1}
+    yield (
+        "_rebuild_from_type_v2",
+        Call(torch._tensor._rebuild_from_type_v2, utils._rebuild_tensor_v2, Tagged, args, {"a": 1}),
     )
-    yield "_rebuild_from_type_v2, slots", Call(
-        torch._tensor._rebuild_from_type_v2, utils._rebuild_tensor_v2, torch.nn.Parameter, args, ({"a": 1}, {})
+    yield (
+        "_rebuild_from_type_v2, slots",
+        Call(torch._tensor._rebuild_from_type_v2, utils._rebuild_tensor_v2, torch.nn.Parameter, args, ({"a": 1}, {})),
     )
-    yield "_rebuild_meta_tensor_no_storage", Call(
-        utils._rebuild_meta_tensor_no_storage, torch.float16, (2, 3), (1, 2), False
+    yield (
+        "_rebuild_meta_tensor_no_storage",
+        Call(utils._rebuild_meta_tensor_no_storage, torch.float16, (2, 3), (1, 2), False),
     )
     yield "a size as torch.Size", Call(utils._rebuild_tensor_v2, storage, 2, torch.Size((2, 4)), (1, 2), False, hooks())
     yield "lists for size and stride", Call(utils._rebuild_tensor_v2, storage, 2, [2, 4], [1, 2], False, hooks())

@@ -25,12 +25,19 @@ def write(cases):
     packed = values(torch.float4_e2m1fn_x2, 24, 62).view(4, 6)
     save(cases, "float4, two in a byte", {"weight": packed}, may_refuse=True)
     cases.group = "safetensors, names and headers"
-    save(cases, "odd names", {name: torch.rand(2) for name in ("", "a.b", " ", "ünïcode", "日本", '"\\/', "tab\t", "x" * 2000)})
+    save(
+        cases,
+        "odd names",
+        {name: torch.rand(2) for name in ("", "a.b", " ", "ünïcode", "日本", '"\\/', "tab\t", "x" * 2000)},
+    )
     save(cases, "no tensor", {})
     save(cases, "many", {"t%05d" % i: torch.full((3,), i, dtype=torch.int16) for i in range(5000)})
     first, second = torch.rand(3, 2), torch.arange(5)
     parts = {"z": first, "a": second, "m": torch.rand(0, 4), "s": torch.tensor(1.5, dtype=torch.float64)}
-    for what, order, spaces in (("data in another order", list(reversed(parts)), 0), ("header with spaces", list(parts), 37)):
+    for what, order, spaces in (
+        ("data in another order", list(reversed(parts)), 0),
+        ("header with spaces", list(parts), 37),
+    ):
         path = cases.path(what + ".safetensors")
         by_hand(path, parts, order, spaces)
         listed(cases, what, path)
@@ -39,7 +46,11 @@ def write(cases):
 def whole(tensor):
     """A contiguous copy; types that cannot be copied are viewed as integers meanwhile."""
     size = tensor.element_size()
-    return tensor.clone() if size == 16 else tensor.view(diff_expect.SAME_SIZE[size]).clone().contiguous().view(tensor.dtype)
+    return (
+        tensor.clone()
+        if size == 16
+        else tensor.view(diff_expect.SAME_SIZE[size]).clone().contiguous().view(tensor.dtype)
+    )
 
 
 def save(cases, what, state, metadata=None, **rules):

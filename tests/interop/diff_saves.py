@@ -67,7 +67,10 @@ def aliases():
     yield "list of one dictionary, again and again", [state] * 5
     flat = values(torch.bfloat16, 100, 9)
     yield "one flat buffer", {"flat." + str(i): flat[i * 10 : i * 10 + 10].view(2, 5) for i in range(10)}
-    yield "one flat buffer, last part first", {str(i): flat[i * 10 : i * 10 + 10].view(5, 2).t() for i in range(9, -1, -1)}
+    yield (
+        "one flat buffer, last part first",
+        {str(i): flat[i * 10 : i * 10 + 10].view(5, 2).t() for i in range(9, -1, -1)},
+    )
     yield "reversed strides by flip", {"flipped": torch.arange(12).view(3, 4).flip(0)}
     linear = torch.nn.Linear(3, 5)
     tied = {"encoder.weight": linear.weight, "decoder.weight": linear.weight, "decoder.bias": linear.bias}

@@ -160,6 +160,7 @@ def constants(path):
     records = {name: reader.get_record(name) for name in reader.get_all_records()}
     if "constants.pkl" not in records:
         return []
+
     class Constants(pickle.Unpickler):
         """Storages from the records."""
 

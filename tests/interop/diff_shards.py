@@ -15,7 +15,9 @@ from diff_tensors import layouts, short, values
 def write(cases):
     """Each folder by its own path and by that of its index."""
     cases.group = "sharded folders"
-    state = {"layer.%d.%s" % (i, name): values(dtype, 300, i).view(10, 30) for i in range(6) for name, dtype in TYPES.items()}
+    state = {
+        "layer.%d.%s" % (i, name): values(dtype, 300, i).view(10, 30) for i in range(6) for name, dtype in TYPES.items()
+    }
     state["scalar"], state["empty"] = torch.tensor(3), torch.zeros(0, 2)
     for safe, suffix in ((True, "safetensors"), (False, "bin")):
         path = cases.path("by huggingface_hub " + suffix + ".folder")

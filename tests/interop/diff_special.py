@@ -1,4 +1,4 @@
-"""Tensors that are no strided rows of bytes: sparse, quantized, nested, on the meta device; and lazily changed views."""
+"""Tensors that are no rows of bytes: sparse, quantized, nested, on the meta device; and lazily changed views."""
 
 import torch
 
@@ -20,10 +20,18 @@ def write(cases):
             cases.broken(what, error)
             continue
         made[what] = tensor
-        save(cases, what, {"weight": torch.arange(3), "special": tensor, "nested": [{"again": tensor}], "z": torch.rand(2)})
+        save(
+            cases,
+            what,
+            {"weight": torch.arange(3), "special": tensor, "nested": [{"again": tensor}], "z": torch.rand(2)},
+        )
     save(cases, "all together", {"first": torch.rand(2), **made, "last": torch.rand(2)})
     save(cases, "nothing else", {"special": made["sparse coo"]})
-    save(cases, "as parameters", {"s": torch.nn.Parameter(made["sparse coo"]), "m": torch.nn.Linear(2, 2, device="meta").weight})
+    save(
+        cases,
+        "as parameters",
+        {"s": torch.nn.Parameter(made["sparse coo"]), "m": torch.nn.Linear(2, 2, device="meta").weight},
+    )
     if hasattr(torch.ao.nn, "quantized"):
         layer = torch.ao.nn.quantized.Linear(4, 3)
         save(cases, "state dict of a quantized layer", dict(layer.state_dict()))
@@ -68,13 +76,19 @@ def makers():
         yield "sparse bsc", lambda: dense.to_sparse_bsc((1, 2))
     for dtype in (torch.qint8, torch.quint8, torch.qint32):
         name = str(dtype).replace("torch.", "")
-        yield "quantized per tensor " + name, lambda dtype=dtype: torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 3, dtype)
+        yield (
+            "quantized per tensor " + name,
+            lambda dtype=dtype: torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 3, dtype),
+        )
     scales, zeros = torch.tensor([0.1, 0.2], dtype=torch.float64), torch.tensor([0, 3])
     yield "quantized per channel", lambda: torch.quantize_per_channel(torch.rand(2, 3), scales, zeros, 0, torch.qint8)
     yield "quantized, transposed", lambda: torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 3, torch.qint8).t()
     if not OLD:
         yield "nested", lambda: torch.nested.nested_tensor([torch.rand(2, 3), torch.rand(1, 3)])
-        yield "nested, jagged", lambda: torch.nested.nested_tensor([torch.rand(2, 3), torch.rand(1, 3)], layout=torch.jagged)
+        yield (
+            "nested, jagged",
+            lambda: torch.nested.nested_tensor([torch.rand(2, 3), torch.rand(1, 3)], layout=torch.jagged),
+        )
     yield "meta", lambda: torch.empty(2, 3, device="meta")
     yield "meta, transposed half", lambda: torch.empty(2, 3, device="meta", dtype=torch.half).t()
     yield "meta, 0-dim", lambda: torch.empty((), device="meta", dtype=torch.int64)

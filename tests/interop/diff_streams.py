@@ -1,4 +1,4 @@
-"""What PyTorch no longer writes but still reads: legacy streams of its first years, and tar archives of before 0.1.10."""
+"""What PyTorch no longer writes but still reads: legacy streams of its first years, tar archives of before 0.1.10."""
 
 import collections
 import io
@@ -77,17 +77,23 @@ def old_objects():
     row = values(torch.float32, 30, 42)
     first, second = Storage(row, start=0, count=10), Storage(row, start=10, count=15)
     again = Storage(row, start=5, count=8)
-    yield "views of storages", {
-        "whole": Stored(Storage(row), 0, (5, 6), (6, 1)),
-        "first": Stored(first, 1, (3, 3), (3, 1)),
-        "second": Stored(second, 0, (3, 5), (1, 3)),
-        "second again": Stored(second, 4, (2,), (1,)),
-        "overlapping": Stored(again, 0, (8,), (1,)),
-    }
-    yield "views, and never the whole", {
-        "b": Stored(Storage(row, start=12, count=6), 0, (2, 3), (3, 1)),
-        "a": Stored(Storage(row, start=3, count=6), 2, (4,), (1,)),
-    }
+    yield (
+        "views of storages",
+        {
+            "whole": Stored(Storage(row), 0, (5, 6), (6, 1)),
+            "first": Stored(first, 1, (3, 3), (3, 1)),
+            "second": Stored(second, 0, (3, 5), (1, 3)),
+            "second again": Stored(second, 4, (2,), (1,)),
+            "overlapping": Stored(again, 0, (8,), (1,)),
+        },
+    )
+    yield (
+        "views, and never the whole",
+        {
+            "b": Stored(Storage(row, start=12, count=6), 0, (2, 3), (3, 1)),
+            "a": Stored(Storage(row, start=3, count=6), 2, (4,), (1,)),
+        },
+    )
     for location in ("cuda:3", "cuda:0", "mps"):
         roots = {}
         yield "on " + location, {k: stored(t, roots, location) for k, t in layouts(torch.float32, 43).items()}

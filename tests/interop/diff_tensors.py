@@ -25,7 +25,7 @@ def unlisted():
     every = set(torch.storage._dtype_to_storage_type_map())
     if hasattr(torch.storage, "_new_dtypes"):
         every |= set(torch.storage._new_dtypes())
-    return {str(dtype) for dtype in every - known if not str(dtype).startswith(("torch.q"))}
+    return {str(dtype) for dtype in every - known if not str(dtype).startswith("torch.q")}
 
 
 def short(dtype):
