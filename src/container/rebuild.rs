@@ -199,6 +199,17 @@ impl<'p> Builder<'p> {
                     return Ok(value);
                 }
             }
+            // Before protocol 4, pickle makes sets by calling their classes with a list.
+            "builtins.set" | "__builtin__.set" | "builtins.frozenset" | "__builtin__.frozenset"
+                if object.state.is_empty() =>
+            {
+                if let [items] = args
+                    && let Some(items) = pickle.sequence(*items)
+                {
+                    self.copies(id, items.len())?;
+                    return Ok(Value::Set(indices(items)));
+                }
+            }
             "torch.Size" => {
                 let sizes = args.first().and_then(|&sizes| pickle.sequence(sizes)).unwrap_or(&[]);
                 self.copies(id, sizes.len())?;
