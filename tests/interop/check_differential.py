@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from report import equal, expect
+from report import Wrong, equal, expect
 
 FACTS = ("name", "dtype", "shape", "sha256")
 OTHER = ("name", "kind", "dtype", "shape")
@@ -18,6 +18,8 @@ SHOWN = 4
 
 def main(report, tool, old_python):
     """One check per group of files; `old_python` may be None."""
+    with report.check("the comparison of listings notices every difference"):
+        notices()
     writers = {"new": start(tool, "new", sys.executable, [*BOTH, *NEW])}
     if old_python:
         writers["old"] = start(tool, "old", old_python, BOTH)
@@ -91,6 +93,27 @@ def compare(found, case):
         if facts["shape"] is None:
             tensor["shape"] = None
         equal(tensor, facts, "what is listed beside the tensors")
+
+
+def notices():
+    """Change each fact of a listing in turn, and find it refused."""
+    first = {"name": "a", "dtype": "float32", "shape": [2], "sha256": "00"}
+    second = {"name": "b", "dtype": "int8", "shape": [], "sha256": "11"}
+    other = {"name": "s", "kind": "meta", "dtype": "float32", "shape": [3]}
+    case = {"tensors": [first, second], "others": [other]}
+    compare(case, case)
+    changed = {"name": "c", "dtype": "float16", "shape": [1, 2], "sha256": "22"}
+    wrong = [{**case, "tensors": [{**first, key: value}, second]} for key, value in changed.items()]
+    wrong += [{**case, "tensors": tensors} for tensors in ([second, first], [first], [first, second, second], [])]
+    wrong += [{**case, "others": others} for others in ([], [{**other, "kind": "nested"}], [{**other, "shape": [4]}])]
+    for found in wrong:
+        try:
+            compare(found, case)
+        except Wrong:
+            continue
+        raise Wrong(f"nothing is said of {found}")
+    extra = {**case, "tensors": [first, second, {**first, "name": "cache"}]}
+    compare(extra, {**case, "allowed": [first]})
 
 
 def without_name(tensor):
