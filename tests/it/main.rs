@@ -34,6 +34,8 @@ mod killed;
 mod memory;
 #[cfg(feature = "verify")]
 mod model;
+#[cfg(feature = "verify")]
+mod second_opinion;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
 #[cfg(feature = "cli")]
