@@ -289,3 +289,23 @@ fn rejects_places_in_the_object_that_are_no_paths() {
     assert!(matches!(with(b"N"), DcpProblem::Metadata { .. }));
     assert!(matches!(with(b"(G\0\0\0\0\0\0\0\0t"), DcpProblem::Metadata { .. }));
 }
+
+#[test]
+fn rejects_shapes_that_are_shared_without_end() {
+    // A thousand times the same part in a tensor, and that under ten thousand names.
+    let chunk = object("ChunkStorageMetadata", &[("offsets", size(&[0; 64])), ("sizes", size(&[1; 64]))]);
+    let chunks = [b"](", &chunk[..], b"q\x01", &b"h\x01".repeat(999), b"e"].concat();
+    let properties = b"ctorch.distributed.checkpoint.metadata\nTensorProperties\n)\x81(ctorch\nfloat32\ntb".to_vec();
+    let attributes = [("properties", properties), ("size", size(&[1; 64])), ("chunks", chunks)];
+    let tensor = [object("TensorStorageMetadata", &attributes), b"q\x02".to_vec()].concat();
+    let mut items = vec![(text("0"), tensor)];
+    items.extend((1..10_000).map(|number: usize| (text(&number.to_string()), b"h\x02".to_vec())));
+    let state = [("state_dict_metadata", dictionary(&items)), ("storage_data", b"}".to_vec())];
+    let folder = Folder::new();
+    folder.write(".metadata", &[b"\x80\x02", &object("Metadata", &state)[..], b"."].concat());
+    let error = Checkpoint::open(folder.folder.path()).unwrap_err();
+    assert!(
+        matches!(&error, Error::Dcp { problem: DcpProblem::Metadata { what, .. }, .. } if what.contains("more values")),
+        "{error}"
+    );
+}

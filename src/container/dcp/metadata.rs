@@ -58,13 +58,19 @@ pub(super) struct Place {
 /// Numbers and keys that are copied at most: a shape may be shared by a tensor and its parts, but not by all tensors.
 const MAX_COPIES: usize = 2 * pickle::MAX_NODES;
 
+/// What is wrong where they are more.
+const TOO_MUCH: &str = "it refers to more values than it can honestly hold";
+
 /// The value at fault, and what is wrong.
 type Wrong = (NodeId, &'static str);
 
 /// Reads the metadata; an error names the offset of the value at fault.
 pub(super) fn read(pickle: &Pickle) -> Result<Metadata, DcpProblem> {
     let reader = Reader { pickle, copied: Cell::new(0) };
-    reader.metadata().map_err(|(node, what)| DcpProblem::Metadata { offset: pickle.offset(node), what })
+    reader.metadata().map_err(|(node, what)| {
+        let what = if reader.copied.get() > MAX_COPIES { TOO_MUCH } else { what };
+        DcpProblem::Metadata { offset: pickle.offset(node), what }
+    })
 }
 
 struct Reader<'p> {
@@ -230,11 +236,7 @@ impl<'p> Reader<'p> {
     /// Accounts for values that are copied out of a sequence which other objects may share.
     fn copies(&self, id: NodeId, count: usize) -> Result<(), Wrong> {
         self.copied.set(self.copied.get().saturating_add(count));
-        if self.copied.get() > MAX_COPIES {
-            Err((id, "it refers to more values than it can honestly hold"))
-        } else {
-            Ok(())
-        }
+        if self.copied.get() > MAX_COPIES { Err((id, TOO_MUCH)) } else { Ok(()) }
     }
 
     fn size(&self, id: NodeId) -> Option<usize> {
