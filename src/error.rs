@@ -1,11 +1,14 @@
 //! What can go wrong, with where: file, tensor, byte offset, and the way out.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io;
 use std::path::PathBuf;
 
 use crate::checkpoint::{RootProblem, TensorProblem};
-use crate::container::{LegacyProblem, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit, ZipProblem};
+use crate::container::{
+    DcpProblem, FolderProblem, LegacyProblem, NumpyProblem, RebuildProblem, SafetensorsProblem, ShardedProblem,
+    TarProblem, TreeLimit, ZipProblem,
+};
 use crate::naming::MatchProblem;
 use crate::pickle;
 use crate::plan::{FoldProblem, LambdaProblem};
@@ -41,11 +44,13 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The path is a folder.
-    #[error("{} is a folder; give the path of one checkpoint file", path.display())]
+    /// The path is a folder, and none that is a checkpoint.
+    #[error("{} is a folder {problem}", path.display())]
     Directory {
         /// The folder.
         path: PathBuf,
+        /// What is wrong with it.
+        problem: FolderProblem,
     },
     /// The path is a device, socket or pipe.
     #[error("{} is no regular file, and cannot be mapped; copy it to a file first", path.display())]
@@ -100,6 +105,44 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         problem: SafetensorsProblem,
+    },
+    /// An array in NumPy's format is damaged.
+    #[error("{}: {}{problem}", path.display(), Member(member))]
+    Numpy {
+        /// The file.
+        path: PathBuf,
+        /// The member of an `.npz` archive; empty for an `.npy` file.
+        member: String,
+        /// What is wrong.
+        problem: NumpyProblem,
+    },
+    /// A sharded checkpoint is damaged or not all there.
+    #[error("{}: {problem}", path.display())]
+    Sharded {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        problem: ShardedProblem,
+    },
+    /// A distributed checkpoint is damaged or not all there.
+    #[error("{}: {problem}", path.display())]
+    Dcp {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        problem: DcpProblem,
+    },
+    /// What a distributed checkpoint stores in one place is no PyTorch object.
+    #[error("{}: {item:?}, stored from byte {offset} on, cannot be read", path.display())]
+    DcpItem {
+        /// The file.
+        path: PathBuf,
+        /// The tensor or object.
+        item: String,
+        /// Where it begins.
+        offset: u64,
+        /// What is wrong with it; its offsets count from there.
+        source: Box<Error>,
     },
     /// A pickle is malformed.
     #[error("{}: {entry} cannot be read", path.display())]
@@ -273,6 +316,15 @@ pub enum OutputProblem {
     /// The extension tells no format.
     #[error("its extension tells no format; name it .pth or .safetensors, or give --format")]
     UnknownFormat,
+}
+
+/// The member of an archive before what is wrong with it, if there is one.
+struct Member<'m>(&'m str);
+
+impl fmt::Display for Member<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(f, "{:?}: ", self.0) }
+    }
 }
 
 impl From<LambdaProblem> for Error {

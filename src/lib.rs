@@ -40,7 +40,9 @@
 //! | [`MAX_ENTRIES`] (257 Ki), [`MAX_DIRECTORY_BYTES`] (48 MiB) | entries of a zip archive, and bytes of its directory |
 //! | [`MAX_HEADER_BYTES`] (100 MB) | bytes of a safetensors header |
 //! | [`MAX_METADATA_ENTRIES`] (64 Ki), [`MAX_METADATA_BYTES`] (32 MiB) | entries of its `__metadata__`, and their bytes |
-//! | [`MAX_INFLATED_BYTES`] (8 GiB) | bytes of a deflated storage, expanded when it is read |
+//! | [`MAX_NUMPY_HEADER_BYTES`] (1 MiB) | bytes of a NumPy array's header |
+//! | [`MAX_INDEX_BYTES`] (64 MiB), [`MAX_FILES`] (16 Ki) | bytes of an index of shards, and files of one checkpoint |
+//! | [`MAX_INFLATED_BYTES`] (8 GiB) | bytes of a deflated storage, expanded when it is read, and of a tensor that is put together from parts |
 //! | [`tensor::MAX_DIMENSIONS`] (64) | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] (1 GiB) | logical bytes of a view that repeats its elements |
 //!
@@ -74,9 +76,11 @@ pub use checkpoint::{
     Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
-    Container, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES, MAX_ENTRIES, MAX_HEADER_BYTES,
-    MAX_INFLATED_BYTES, MAX_METADATA_BYTES, MAX_METADATA_ENTRIES, MAX_NAME_BYTES, MAX_TENSORS, MAX_VISITS, OtherKind,
-    OtherTensor, RebuildProblem, SafetensorsProblem, TarProblem, TreeLimit, ZipProblem, exit_on_shrunk_file,
+    Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,
+    MAX_ENTRIES, MAX_FILES, MAX_HEADER_BYTES, MAX_INDEX_BYTES, MAX_INFLATED_BYTES, MAX_METADATA_BYTES,
+    MAX_METADATA_ENTRIES, MAX_NAME_BYTES, MAX_NUMPY_HEADER_BYTES, MAX_TENSORS, MAX_VISITS, NumpyProblem, OtherKind,
+    OtherTensor, RebuildProblem, SafetensorsProblem, ShardedProblem, TarProblem, TreeLimit, ZipProblem,
+    exit_on_shrunk_file,
 };
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Norms, Progress, RunReport};

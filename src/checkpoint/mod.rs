@@ -1,5 +1,6 @@
 //! A checkpoint file, opened: the one type that everything else reads from.
 
+mod assemble;
 mod roots;
 mod values;
 
@@ -12,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub use roots::{Root, RootChoice, RootProblem};
 pub use values::MAX_VALUES_SHOWN;
 
+use crate::container::zip::{Entry, Method};
 use crate::container::{
     self, Container, Contents, Extent, MAX_INFLATED_BYTES, OtherKind, OtherTensor, Reached, Stored, StoredTensor,
     ZipProblem,
@@ -106,6 +108,12 @@ impl Checkpoint {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The files that hold it: the one that was opened, or the one that was found in a folder; for a checkpoint in several
+    /// files the index first.
+    pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
+        self.contents.sources.iter().map(|source| source.path.as_path())
     }
 
     /// The kind of file.
@@ -218,15 +226,32 @@ impl Checkpoint {
             Extent::Deflated(entry) => self.made(index, || entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)),
             Extent::Mapped(range) => {
                 let bytes = &source.map[range.clone()];
-                if let Some(entry) = &storage.entry
-                    && !self.verified[index].load(Ordering::Relaxed)
-                {
-                    entry.check(bytes).map_err(zip)?;
-                    self.verified[index].store(true, Ordering::Relaxed);
+                if let Some(entry) = &storage.entry {
+                    self.verify(index, entry, bytes).map_err(zip)?;
                 }
                 Ok(Bytes::Mapped(bytes))
             }
+            Extent::Member { entry, skip } if entry.method == Method::Stored => {
+                let bytes = &source.map[entry.data.clone()];
+                self.verify(index, entry, bytes).map_err(zip)?;
+                Ok(Bytes::Mapped(&bytes[*skip..]))
+            }
+            Extent::Assembled(assembly) => self.made(index, || self.assemble(assembly, storage)),
+            Extent::Member { entry, skip } => self.made(index, || {
+                let mut bytes = entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)?;
+                bytes.drain(..*skip);
+                Ok(bytes)
+            }),
         }
+    }
+
+    /// Verifies the checksum of the storage `index`, whose entry has these bytes, if that was not done before.
+    fn verify(&self, index: usize, entry: &Entry, bytes: &[u8]) -> Result<(), ZipProblem> {
+        if !self.verified[index].load(Ordering::Relaxed) {
+            entry.check(bytes)?;
+            self.verified[index].store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Bytes that have to be made, of which those of one storage are kept.
@@ -276,6 +301,10 @@ impl Deref for Bytes<'_> {
 fn check(contents: &Contents, tensor: usize) -> Result<(), TensorProblem> {
     let Stored::Dense(tensor) = &contents.tensors[tensor] else { return Ok(()) };
     let storage = &contents.storages[tensor.storage];
+    if let Extent::Assembled(assembly) = &storage.extent {
+        // Its parts are plain tensors of files.
+        assembly.chunks.iter().try_for_each(|chunk| check(contents, chunk.tensor))?;
+    }
     if matches!(storage.extent, Extent::Missing) && storage.declared > 0 {
         return Err(TensorProblem::MissingStorage { entry: storage.label.clone() });
     }

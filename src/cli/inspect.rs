@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
@@ -297,6 +297,9 @@ fn header(
 ) -> Result<()> {
     let name = printable(&checkpoint.path().display().to_string());
     printer.line(format!("{name}  {}  {}", bytes(checkpoint.file_bytes()), checkpoint.container()))?;
+    if checkpoint.files().ne([checkpoint.path()]) {
+        printer.line(format!("  files         {}", files(checkpoint)))?;
+    }
     let chosen = tensors.map(StateDict::root);
     for root in checkpoint.roots() {
         let taken = if chosen == Some(root.path()) { "  <- shown" } else { "" };
@@ -319,6 +322,16 @@ fn header(
     }
     printer.line("")?;
     Ok(())
+}
+
+/// The names of the files of a checkpoint, the first and the last if there are many.
+fn files(checkpoint: &Checkpoint) -> String {
+    let name = |path: &Path| printable(&path.file_name().unwrap_or_default().to_string_lossy());
+    let names: Vec<String> = checkpoint.files().map(name).collect();
+    match names.as_slice() {
+        [first, second, .., last] if names.len() > 4 => format!("{first}, {second}, ..., {last} ({})", names.len()),
+        names => names.join(", "),
+    }
 }
 
 /// Tensors that are alike but for one number in their names.

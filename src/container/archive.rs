@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::rebuild::{DeclaredStorage, Persistent, Rebuilt, ScriptClasses, rebuild};
 use super::zip::{self, Method, ZipProblem};
-use super::{Container, Extent, Part, Storage, package, torchscript};
+use super::{Container, Extent, Part, Storage, numpy, package, torchscript};
 use crate::error::{Error, Result};
 use crate::pickle;
 use crate::tensor::ByteOrder;
@@ -24,6 +24,9 @@ pub(super) struct Archive<'a> {
 /// Reads the directory and object tree of the archive `file`, mapped from `path`.
 pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
     let entries = zip::read(file).map_err(|problem| Error::Zip { path: path.to_owned(), problem })?;
+    if numpy::is_npz(&entries) {
+        return numpy::open_npz(path, file, &entries);
+    }
     let by_name: HashMap<&str, &zip::Entry> = entries.iter().map(|e| (&*e.name, e)).collect();
     let archive = Archive { path, file, entries: &entries, by_name };
     let mut pickles = entries.iter().filter(|e| e.name.split_once('/').is_some_and(|(_, rest)| rest == "data.pkl"));

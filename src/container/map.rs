@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::Path;
 use std::time::SystemTime;
 
+use super::FolderProblem;
 use super::shrunk::{Watch, watch_map};
 use crate::error::{Error, Result};
 
@@ -35,7 +36,7 @@ impl Map {
         // Looked at first by name: opening a pipe would wait for whoever writes to it.
         let metadata = std::fs::metadata(path).map_err(io)?;
         if metadata.is_dir() {
-            return Err(Error::Directory { path: path.to_owned() });
+            return Err(Error::Directory { path: path.to_owned(), problem: FolderProblem::NotAFile });
         }
         if !metadata.is_file() {
             return Err(Error::NotAFile { path: path.to_owned() });

@@ -4,13 +4,18 @@
 //! nothing of the data is read before it is asked for.
 
 mod archive;
+mod dcp;
+mod folder;
+mod gather;
 mod header;
 mod legacy;
 mod map;
+mod numpy;
 mod other;
 mod package;
 mod rebuild;
 mod safetensors;
+mod sharded;
 mod shrunk;
 mod sniff;
 mod tar;
@@ -25,12 +30,17 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::tensor::{ByteOrder, DType};
 
+pub use dcp::DcpProblem;
+pub use folder::FolderProblem;
+pub use gather::MAX_FILES;
 pub use header::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES};
 pub use legacy::LegacyProblem;
 pub(crate) use map::Map;
+pub use numpy::{MAX_NUMPY_HEADER_BYTES, NumpyProblem};
 pub use other::{OtherKind, OtherTensor};
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
+pub use sharded::{MAX_INDEX_BYTES, ShardedProblem};
 pub use shrunk::exit_on_shrunk_file;
 pub(crate) use shrunk::{Watch, watch_scratch};
 use sniff::Kind;
@@ -39,7 +49,7 @@ pub use tree::{MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_NAME_BYTES, MAX_TENSORS, MAX_
 pub(crate) use tree::{Module, Object, Reached, Tree, Value, ValueId};
 pub use zip::{MAX_DIRECTORY_BYTES, MAX_ENTRIES, ZipProblem};
 
-/// The largest storage that is decompressed into memory, in bytes.
+/// The largest storage that is decompressed into memory, or put together there from parts, in bytes.
 pub const MAX_INFLATED_BYTES: u64 = 8 << 30;
 
 /// The kinds of file that are read.
@@ -58,11 +68,19 @@ pub enum Container {
     TorchPackage,
     /// A safetensors file.
     Safetensors,
+    /// One NumPy array (`numpy.save`).
+    Npy,
+    /// A zip archive of NumPy arrays (`numpy.savez`).
+    Npz,
+    /// Several files, and an index that tells which tensor is in which, as the Hugging Face libraries write them.
+    Sharded,
+    /// A folder of `torch.distributed.checkpoint`.
+    Dcp,
 }
 
 impl Container {
     /// The stable name used in JSON: `torch-zip`, `torch-legacy`, `torch-tar`, `torchscript`, `torch-package`,
-    /// `safetensors`.
+    /// `safetensors`, `npy`, `npz`, `sharded`, `torch-distributed`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -72,6 +90,10 @@ impl Container {
             Container::TorchScript => "torchscript",
             Container::TorchPackage => "torch-package",
             Container::Safetensors => "safetensors",
+            Container::Npy => "npy",
+            Container::Npz => "npz",
+            Container::Sharded => "sharded",
+            Container::Dcp => "torch-distributed",
         }
     }
 }
@@ -85,6 +107,10 @@ impl fmt::Display for Container {
             Container::TorchScript => "TorchScript (torch.jit.save)",
             Container::TorchPackage => "torch.package",
             Container::Safetensors => "safetensors",
+            Container::Npy => "NumPy array (numpy.save)",
+            Container::Npz => "NumPy archive (numpy.savez)",
+            Container::Sharded => "sharded (Hugging Face)",
+            Container::Dcp => "distributed (torch.distributed.checkpoint)",
         })
     }
 }
@@ -113,8 +139,28 @@ pub(crate) enum Extent {
     Mapped(Range<usize>),
     /// A compressed zip entry of a source.
     Deflated(zip::Entry),
+    /// A zip entry of a source, stored or compressed, without its first `skip` bytes.
+    Member { entry: zip::Entry, skip: usize },
+    /// In several other tensors, to be put together.
+    Assembled(Assembly),
     /// Nowhere: the file lacks them.
     Missing,
+}
+
+/// A tensor that is stored in parts, which fill it exactly; put together, it is contiguous and little-endian.
+#[derive(Clone, Debug)]
+pub(crate) struct Assembly {
+    pub(crate) shape: Vec<usize>,
+    pub(crate) chunks: Vec<Chunk>,
+}
+
+/// A part of a tensor, of the same type.
+#[derive(Clone, Debug)]
+pub(crate) struct Chunk {
+    /// The number of the dense tensor that it is; none that the tree leads to.
+    pub(crate) tensor: usize,
+    /// Where its first element is in the whole.
+    pub(crate) at: Vec<usize>,
 }
 
 /// A run of bytes that tensors are views of.
@@ -172,17 +218,22 @@ pub(crate) struct Part {
     pub(crate) storages: Vec<Storage>,
 }
 
-/// Recognises the container at `path` and reads its directory and object tree.
+/// Recognises the container at `path`, a file or a folder, and reads its directory and object tree.
 pub(crate) fn open(path: &Path) -> Result<Contents> {
-    of_source(Source::open(path)?)
+    if path.is_dir() { folder::open(path) } else { of_source(Source::open(path)?) }
 }
 
 /// As [`open`], of a file that is in memory; `path` is for messages.
 pub(crate) fn of_bytes(path: &Path, bytes: Vec<u8>) -> Result<Contents> {
-    of_source(Source { path: path.to_owned(), map: Map::Memory(bytes) })
+    of_part(Source { path: path.to_owned(), map: Map::Memory(bytes) })
 }
 
 fn of_source(source: Source) -> Result<Contents> {
+    if sharded::is_index(&source.map) { sharded::open(source) } else { of_part(source) }
+}
+
+/// Reads a file that has to be a checkpoint by itself.
+fn of_part(source: Source) -> Result<Contents> {
     let Part { container, tree, tensors, storages } = part(&source.path, &source.map)?;
     Ok(Contents { container, sources: vec![source], tree, tensors, storages })
 }
@@ -194,5 +245,6 @@ fn part(path: &Path, file: &[u8]) -> Result<Part> {
         Kind::Legacy => legacy::open(path, file),
         Kind::Tar => tar::open(path, file),
         Kind::Safetensors => safetensors::open(path, file),
+        Kind::Numpy => numpy::open(path, file),
     }
 }

@@ -29,6 +29,8 @@ pub enum OtherKind {
     Subclass(String),
     /// One process's part of a tensor that is distributed over several (DTensor).
     Shard,
+    /// A NumPy array of something else than numbers, by NumPy's description of its elements.
+    Array(String),
 }
 
 impl OtherKind {
@@ -42,6 +44,7 @@ impl OtherKind {
             OtherKind::Meta => "meta",
             OtherKind::Subclass(_) => "subclass",
             OtherKind::Shard => "shard",
+            OtherKind::Array(_) => "array",
         }
     }
 
@@ -55,6 +58,9 @@ impl OtherKind {
             OtherKind::Meta => "it was saved before its weights were loaded: load them, and save it again",
             OtherKind::Subclass(_) => "save it as a plain tensor in PyTorch",
             OtherKind::Shard => "gather it with full_tensor() in PyTorch and save it again",
+            OtherKind::Array(_) => {
+                "save it as an array of numbers in NumPy; one that was bfloat16 with view(ml_dtypes.bfloat16).astype(numpy.float32)"
+            }
         }
     }
 }
@@ -68,6 +74,7 @@ impl fmt::Display for OtherKind {
             OtherKind::Meta => f.write_str("on the meta device, without data"),
             OtherKind::Subclass(class) => write!(f, "of the class {class}, without plain data"),
             OtherKind::Shard => f.write_str("one process's part of a distributed tensor"),
+            OtherKind::Array(descr) => write!(f, "an array of NumPy's type {descr:?}, no plain numbers"),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::numpy;
 use super::safetensors::MAX_HEADER_BYTES;
 use super::{legacy, tar};
 use crate::error::{Error, Result};
@@ -24,7 +25,6 @@ const OTHERS: &[(&[u8], &str, &str)] = &[
         "load it in its own framework and save the weights as .safetensors",
     ),
     (b"GGUF", "a GGUF file", "use the original checkpoint it was made from"),
-    (b"\x93NUMPY", "a NumPy array", "save a dictionary of tensors with torch.save or safetensors"),
     (b"PK\x05\x06", "an empty zip archive", "download or copy the file again"),
     (b"%PDF", "a PDF document", "give the path of the checkpoint"),
 ];
@@ -40,6 +40,8 @@ pub(super) enum Kind {
     Tar,
     /// A safetensors file.
     Safetensors,
+    /// An array in NumPy's format.
+    Numpy,
 }
 
 /// What `file` is.
@@ -58,6 +60,9 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Kind> {
     }
     if tar::is_tar(file) {
         return Ok(Kind::Tar);
+    }
+    if file.starts_with(numpy::MAGIC) {
+        return Ok(Kind::Numpy);
     }
     let not = |found: &str, advice: &str| {
         Err(Error::NotACheckpoint { path: path.to_owned(), found: found.to_owned(), advice: advice.to_owned() })

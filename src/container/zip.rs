@@ -309,6 +309,24 @@ impl Entry {
         Ok(())
     }
 
+    /// The first `bytes` bytes of the uncompressed data, or all of it if it is shorter; the checksum is not verified.
+    ///
+    /// # Errors
+    /// [`ZipProblem::Entry`] if the compressed data is damaged.
+    pub(crate) fn head(&self, file: &[u8], bytes: usize) -> Result<Vec<u8>, ZipProblem> {
+        let packed = &file[self.data.clone()];
+        if self.method == Method::Stored {
+            return Ok(packed[..bytes.min(packed.len())].to_vec());
+        }
+        let mut out = Vec::with_capacity(bytes);
+        Decompress::new(false).decompress_vec(packed, &mut out, FlushDecompress::None).map_err(|_| {
+            let what = "its compressed data is damaged";
+            ZipProblem::Entry { entry: self.name.to_string(), offset: self.data.start as u64, what }
+        })?;
+        out.truncate(bytes);
+        Ok(out)
+    }
+
     /// The uncompressed data of a deflated entry.
     ///
     /// Memory follows what the data really expands to, not what the directory claims.

@@ -8,6 +8,8 @@ import warnings
 from pathlib import Path
 
 import check_archive
+import check_cost
+import check_differential
 import check_dtypes
 import check_folds
 import check_inputs
@@ -31,6 +33,8 @@ PARTS = (
     check_sharing,
     check_archive,
     check_old_torch,
+    check_differential,
+    check_cost,
     check_repeat,
     check_large,
     check_limits,
@@ -53,7 +57,9 @@ def main():
 
     for part in PARTS:
         try:
-            if part is not check_old_torch:
+            if part is check_differential:
+                part.main(report, tool, None if options.without_old else options.old_python)
+            elif part is not check_old_torch:
                 part.main(report, tool)
             elif not options.without_old:
                 part.main(report, tool, options.old_python)

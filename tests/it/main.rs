@@ -8,6 +8,8 @@
 )]
 
 mod comparing;
+mod containers;
+mod distributed;
 mod folding;
 mod fuzzed;
 mod objects;
@@ -33,6 +35,8 @@ mod killed;
 mod memory;
 #[cfg(feature = "verify")]
 mod model;
+#[cfg(feature = "verify")]
+mod second_opinion;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
 #[cfg(feature = "cli")]

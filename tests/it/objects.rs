@@ -112,6 +112,11 @@ fn tensors_in_odd_places_are_listed() {
     assert_eq!(names(&[b"cmodule\nThing\n", &t[..], b"\x85R"].concat()), ["w.args.0"]);
     assert_eq!(names(&[b"cmodule\nThing\n)\x81}X\x01\0\0\0a", &t[..], b"sb"].concat()), ["w.a"]);
     assert_eq!(names(&[b"cmodule\nThing\n)\x81", &t[..], b"\x85b"].concat()), ["w.state.0.0"]);
+    // A set by EMPTY_SET and ADDITEMS, as protocol 4 has it, and by a call, as the protocols before do.
+    assert_eq!(names(&[b"\x8f(", &t[..], b"\x90"].concat()), ["w.0"]);
+    for class in [&b"c__builtin__\nset\n"[..], b"cbuiltins\nfrozenset\n"] {
+        assert_eq!(names(&[class, b"](", &t, b"e\x85R"].concat()), ["w.0"]);
+    }
     // Attributes of an OrderedDict, beside its entries.
     let attributes = [b"ccollections\nOrderedDict\n)RX\x01\0\0\0a", &t[..], b"s}X\x01\0\0\0b", &t, b"sb"].concat();
     let mut found = names(&attributes);

@@ -1,0 +1,129 @@
+//! Parts put together: the contents of a checkpoint that is spread over several files, or several places of one.
+
+use std::path::{Path, PathBuf};
+
+use super::{Contents, Extent, Part, Source, Storage, Stored, Tree, TreeLimit, Value, ValueId};
+use crate::container::Container;
+use crate::error::{Error, Result};
+use crate::pickle;
+
+/// The largest number of files that one checkpoint is spread over.
+pub const MAX_FILES: usize = 1 << 14;
+
+/// What was gathered so far.
+#[derive(Default)]
+pub(super) struct Gather {
+    pub(super) sources: Vec<Source>,
+    pub(super) values: Vec<Value>,
+    pub(super) tensors: Vec<Stored>,
+    pub(super) storages: Vec<Storage>,
+}
+
+impl Gather {
+    pub(super) fn value(&mut self, value: Value) -> ValueId {
+        self.values.push(value);
+        (self.values.len() - 1) as ValueId
+    }
+
+    pub(super) fn text(&mut self, text: &str) -> ValueId {
+        self.value(Value::Str(text.into()))
+    }
+
+    /// Takes over what was read from byte `shift` on of the file with the number `source`; returns its top value.
+    ///
+    /// # Errors
+    /// [`Error::Tree`] if all parts together have more values than one pickle may have.
+    pub(super) fn add(&mut self, part: Part, source: usize, shift: usize) -> Result<ValueId> {
+        let path = &self.sources[source].path;
+        let Part { tree, mut tensors, mut storages, container: _ } = part;
+        if self.values.len() + tree.values.len() > pickle::MAX_NODES {
+            let limit = TreeLimit { what: "values in all of its files", limit: pickle::MAX_NODES };
+            return Err(Error::Tree { path: path.clone(), limit });
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        for storage in &mut storages {
+            storage.source = source;
+            storage.label = format!("{name}: {}", storage.label);
+            move_extent(storage, shift);
+        }
+        for tensor in &mut tensors {
+            if let Stored::Dense(dense) = tensor {
+                dense.storage += self.storages.len();
+            }
+        }
+        let (first, first_tensor) = (self.values.len() as ValueId, self.tensors.len());
+        self.values.extend(tree.values.into_iter().map(|value| renumbered(value, first, first_tensor)));
+        self.tensors.append(&mut tensors);
+        self.storages.append(&mut storages);
+        Ok(first + tree.root)
+    }
+
+    /// All of it, with `root` as the top.
+    pub(super) fn contents(self, container: Container, root: ValueId) -> Contents {
+        let Gather { sources, values, tensors, storages } = self;
+        Contents { container, sources, tree: Tree { values, root }, tensors, storages }
+    }
+}
+
+fn move_extent(storage: &mut Storage, shift: usize) {
+    let entry = match &mut storage.extent {
+        Extent::Mapped(range) => {
+            *range = range.start + shift..range.end + shift;
+            None
+        }
+        Extent::Deflated(entry) | Extent::Member { entry, .. } => Some(entry),
+        Extent::Assembled(_) | Extent::Missing => None,
+    };
+    for entry in entry.into_iter().chain(&mut storage.entry) {
+        entry.data = entry.data.start + shift..entry.data.end + shift;
+    }
+}
+
+/// The value with `first` added to the ids in it, and `first_tensor` to the number of a tensor.
+fn renumbered(mut value: Value, first: ValueId, first_tensor: usize) -> Value {
+    let list = |ids: &mut Vec<ValueId>| ids.iter_mut().for_each(|id| *id += first);
+    let pairs = |pairs: &mut Vec<(ValueId, ValueId)>| {
+        for (key, value) in pairs {
+            *key += first;
+            *value += first;
+        }
+    };
+    match &mut value {
+        Value::List(items) | Value::Set(items) => list(items),
+        Value::Map(entries) => pairs(entries),
+        Value::Tensor(tensor) => *tensor += first_tensor,
+        Value::Module(module) => {
+            pairs(&mut module.entries);
+            pairs(&mut module.rest);
+        }
+        Value::Object(object) => {
+            list(&mut object.args);
+            list(&mut object.state);
+            list(&mut object.items);
+            pairs(&mut object.entries);
+        }
+        Value::None
+        | Value::Bool(_)
+        | Value::Int(_)
+        | Value::BigInt(_)
+        | Value::Float(_)
+        | Value::Str(_)
+        | Value::Bytes(_)
+        | Value::Name(_) => {}
+    }
+    value
+}
+
+/// The path of the file `name` in `folder`; `None` if it is no plain name of a file, and might lead out of the folder.
+pub(super) fn inside(folder: &Path, name: &str) -> Option<PathBuf> {
+    let plain = !name.contains(['/', '\\', '\0']) && !matches!(name, "" | "." | "..");
+    plain.then(|| folder.join(name))
+}
+
+/// The folder that a file is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
