@@ -26,6 +26,8 @@ import zipfile
 import numpy
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, metadata
 
 # PyTorch would rather not write some of these formats any more.
 warnings.simplefilter("ignore")
@@ -402,6 +404,51 @@ for name, index in indexes.items():
 put("index_json", "twice", b'{"weight_map":{"a":"%s","a":"%s"}}' % (FIRST.encode(), SECOND.encode()))
 put("index_json", "text", b"not json")
 put("index_json", "deep", b"[" * 2000)
+
+# Distributed checkpoints ---------------------------------------------------------------------------------------------
+
+DCP_NAMES = [".metadata", "__0_0.distcp", "__1_0.distcp"]
+
+
+def distributed(folder):
+    return b"".join(
+        record(DCP_NAMES, path.name, path.read_bytes(), 0) for path in sorted(pathlib.Path(folder).iterdir())
+    )
+
+
+parts = {
+    "small": {"w": torch.arange(6.0).reshape(2, 3), "n": 3},
+    "nested": {"model": {"a.b": torch.ones(2, dtype=torch.bfloat16)}, "list": [{"step": torch.tensor(1.0)}, (None, "x")]},
+}
+for name, obj in parts.items():
+    with tempfile.TemporaryDirectory() as folder:
+        dcp.save(obj, checkpoint_id=folder, no_dist=True)
+        put("dcp", name, distributed(folder))
+
+
+def chunked():
+    """A tensor in two parts by two processes, put together of what PyTorch writes for one."""
+    w = torch.arange(8.0).reshape(4, 2)
+    items = [saved(w[:2].clone()), saved(w[2:].clone())]
+    index = lambda row, number: metadata.MetadataIndex("w", torch.Size([row, 0]), number)
+    place = lambda file, item: filesystem._StorageInfo(file, 0, len(item))
+    chunk = lambda row: metadata.ChunkStorageMetadata(torch.Size([row, 0]), torch.Size([2, 2]))
+    whole = metadata.TensorStorageMetadata(metadata.TensorProperties(torch.float32), w.size(), [chunk(0), chunk(2)])
+    tree = metadata.Metadata(
+        state_dict_metadata={"w": whole},
+        planner_data={"w": ("w",)},
+        storage_data={index(0, 0): place(DCP_NAMES[1], items[0]), index(2, 1): place(DCP_NAMES[2], items[1])},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in zip(DCP_NAMES, [pickle.dumps(tree), *items]):
+            (pathlib.Path(folder) / name).write_bytes(data)
+        read = {"w": torch.zeros(4, 2)}
+        dcp.load(read, checkpoint_id=folder, no_dist=True)
+        assert read["w"].equal(w)
+        return distributed(folder)
+
+
+put("dcp", "chunked", chunked())
 
 # NumPy -------------------------------------------------------------------------------------------------------------
 

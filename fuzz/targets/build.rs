@@ -150,6 +150,9 @@ pub(super) fn legacy(input: &[u8]) -> Vec<u8> {
 /// The members of PyTorch's first format.
 const TAR_NAMES: &[&str] = &["sys_info", "pickle", "tensors", "storages"];
 
+/// The files of a distributed checkpoint of two processes.
+const DCP_NAMES: &[&str] = &[".metadata", "__0_0.distcp", "__1_0.distcp"];
+
 /// A correct tar archive of the members that the input describes.
 pub(super) fn tar(input: &[u8]) -> Vec<u8> {
     let mut file = Vec::new();
@@ -201,33 +204,45 @@ pub(super) fn safetensors(input: &[u8]) -> Vec<u8> {
     file
 }
 
-/// A folder of shards, as the seeds of `index_json` name them: two of safetensors with three tensors, and a damaged one. It
-/// is in memory where there is such a place, and goes with this value.
-pub(super) struct Shards(pub(super) PathBuf);
+/// A folder, in memory where there is such a place, that goes with this value.
+pub(super) struct Folder(pub(super) PathBuf);
 
-impl Shards {
-    pub(super) fn new() -> Shards {
+impl Folder {
+    fn new(files: &[(&str, &[u8])]) -> Folder {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let memory = PathBuf::from("/dev/shm");
         let parent = if memory.is_dir() { memory } else { std::env::temp_dir() };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder = parent.join(format!("m2pt-surgery-fuzz-{}-{number}", std::process::id()));
         let _ = std::fs::create_dir(&folder);
+        for (name, bytes) in files {
+            let _ = std::fs::write(folder.join(name), bytes);
+        }
+        Folder(folder)
+    }
+
+    /// Shards, as the seeds of `index_json` name them: two of safetensors with three tensors, and a damaged one.
+    pub(super) fn of_shards() -> Folder {
         let first = br#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F16","shape":[1,2],"data_offsets":[8,12]}}"#;
         let second = br#"{"c":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}"#;
         let shard = |header: &[u8], data: &[u8]| safetensors(&[header, b"\0", data].concat());
-        for (name, bytes) in [
-            ("model-00001-of-00002.safetensors", shard(first, &[7; 12])),
-            ("model-00002-of-00002.safetensors", shard(second, &[9; 3])),
-            ("damaged.safetensors", shard(second, &[9; 2])),
-        ] {
-            let _ = std::fs::write(folder.join(name), bytes);
-        }
-        Shards(folder)
+        Folder::new(&[
+            ("model-00001-of-00002.safetensors", &shard(first, &[7; 12])),
+            ("model-00002-of-00002.safetensors", &shard(second, &[9; 3])),
+            ("damaged.safetensors", &shard(second, &[9; 2])),
+        ])
+    }
+
+    /// The files that the input describes; no name leads out of the folder.
+    pub(super) fn of_parts(input: &[u8]) -> Folder {
+        let mut records = records(input, DCP_NAMES);
+        records.retain(|record| !record.name.contains(['/', '\0']) && !matches!(record.name.as_str(), "" | "." | ".."));
+        let files: Vec<_> = records.iter().map(|record| (record.name.as_str(), record.data)).collect();
+        Folder::new(&files)
     }
 }
 
-impl Drop for Shards {
+impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }

@@ -24,6 +24,7 @@ pub(crate) const ALL: &[(&str, Target)] = &[
     ("tar", tar),
     ("safetensors", safetensors),
     ("index_json", index_json),
+    ("dcp", dcp),
     ("npy", npy),
 ];
 
@@ -163,7 +164,7 @@ fn is_stricter(error: &Error) -> bool {
 
 /// The index of a sharded model, in a folder with the shards it may name.
 pub(crate) fn index_json(input: &[u8]) -> bool {
-    let folder = build::Shards::new();
+    let folder = build::Folder::of_shards();
     let mut accepted = false;
     for name in ["model.safetensors.index.json", "pytorch_model.bin.index.json"] {
         let path = folder.0.join(name);
@@ -175,6 +176,11 @@ pub(crate) fn index_json(input: &[u8]) -> bool {
         let _ = std::fs::remove_file(&path);
     }
     accepted
+}
+
+/// A distributed checkpoint: a folder with the metadata and files that the input describes ([`build::Folder::of_parts`]).
+pub(crate) fn dcp(input: &[u8]) -> bool {
+    open(&build::Folder::of_parts(input).0)
 }
 
 fn open(path: &Path) -> bool {

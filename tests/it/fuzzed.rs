@@ -324,12 +324,17 @@ fn safetensors() {
 
 #[test]
 fn index_json() {
-    replay("index_json", 0);
+    replay("index_json", 5);
+}
+
+#[test]
+fn dcp() {
+    replay("dcp", 3);
 }
 
 #[test]
 fn npy() {
-    replay("npy", 0);
+    replay("npy", 15);
 }
 
 /// So that the list of targets, the fuzzers and the seeds cannot drift apart.
