@@ -55,7 +55,8 @@ def problem(tool, case):
     """What is wrong with what the program finds in a file; None if nothing is."""
     if "error" in case:
         return case["error"]
-    done = tool.start("inspect", case["file"], "--root", case.get("root", ""), "--hash", "--json")
+    root = case.get("root", "")
+    done = tool.start("inspect", case["file"], "--hash", "--json", *([] if root is None else ["--root", root]))
     if done.returncode == 2 and case.get("may_refuse") and "error: " in done.stderr:
         return None
     if case["twice"]:

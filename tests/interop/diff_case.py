@@ -31,7 +31,7 @@ class Cases:
         Rules: `any_order`, the order does not matter; `allowed`, descriptions of tensors that may be listed besides;
         `suffix`, names may have something in front; `any_name`,
         its name does not matter; `may_refuse`, a clear refusal is as good; `root`, the root to list
-        (else all of the file). If two tensors have one name, the file must be refused.
+        (else all of the file; None for the one that is taken unasked). If two tensors have one name, the file must be refused.
         """
         names = [tensor["name"] for tensor in tensors]
         rules["twice"] = len(set(names)) < len(names)

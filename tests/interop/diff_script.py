@@ -125,50 +125,6 @@ def save(cases, what, scripted, model, **how):
 
 
 def loaded(cases, what, path):
-    """The state dict; attributes and constants that are tensors may be listed, too."""
-    module = torch.jit.load(str(path))
-    tensors, _ = diff_expect.state(module.state_dict())
-    extra = constants(path)
-    for part in module.modules():
-        extra += [tensor for name in dir(part) for tensor in tensors_in(attribute(part, name))]
-    allowed = [diff_expect.facts(tensor) for tensor in extra]
-    cases.add(what, path, tensors, any_order=True, allowed=allowed)
-
-
-def attribute(part, name):
-    """An attribute of a scripted module; None where asking for it fails."""
-    try:
-        return getattr(part, name)
-    except Exception:  # properties that not every module has
-        return None
-
-
-def tensors_in(value):
-    """Tensors in an attribute."""
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, (list, tuple)):
-        return [t for item in value for t in tensors_in(item)]
-    if isinstance(value, dict):
-        return [t for item in value.values() for t in tensors_in(item)]
-    return []
-
-
-def constants(path):
-    """The tensors in `constants.pkl`."""
-    reader = torch._C.PyTorchFileReader(str(path))
-    records = {name: reader.get_record(name) for name in reader.get_all_records()}
-    if "constants.pkl" not in records:
-        return []
-
-    class Constants(pickle.Unpickler):
-        """Storages from the records."""
-
-        def persistent_load(self, saved):
-            _, kind, key, _, count = saved
-            dtype = kind.dtype
-            data = records.get("constants/" + key) or records.get("data/" + key) or b""
-            tensor = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
-            return tensor.storage()
-
-    return tensors_in(Constants(io.BytesIO(records["constants.pkl"])).load())
+    """The state dict, which has to be the part that is listed unless another is asked for."""
+    tensors, _ = diff_expect.state(torch.jit.load(str(path)).state_dict())
+    cases.add(what, path, tensors, any_order=True, root=None)

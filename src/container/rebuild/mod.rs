@@ -97,8 +97,9 @@ impl<'p> Builder<'p> {
             self.room_for(id)?;
             let value = self.value(id)?;
             self.charge(id, size_of::<Value>() + value.memory())?;
-            // What a tensor was made from is no part of the tree.
-            if !matches!(value, Value::Tensor(_)) {
+            // What a plain tensor was made from is no part of the tree. Others may have tensors as parts, whose storages have
+            // to be known.
+            if !(matches!(value, Value::Tensor(_)) && self.is_plain(id)) {
                 below(self.pickle.node(id), &mut todo);
             }
             if self.values.len() == self.values.capacity() {
@@ -115,6 +116,13 @@ impl<'p> Builder<'p> {
             value.renumber(|id| places[id as usize].min(nothing));
         }
         Ok(())
+    }
+
+    /// Whether a call makes a tensor from a storage and nothing else.
+    fn is_plain(&self, id: NodeId) -> bool {
+        let Node::Object(object) = self.pickle.node(id) else { return true };
+        let callable = self.pickle.global(object.callable);
+        matches!(callable, Some(("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3")))
     }
 
     /// Checks, before they are copied, that there is memory for the values directly below a value.
