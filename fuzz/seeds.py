@@ -230,7 +230,9 @@ for name, obj in objects.items():
     with zipfile.ZipFile(io.BytesIO(file)) as archive:
         put("pickle", f"torch-{name}", archive.read("archive/data.pkl"))
     put("torch_zip", name, zip_records(file))
-for flags in [1, 2, 4, 8, 13, 16]:
+# The flags of `build::zip`.
+DEFLATED, NO_CHECKSUM, ALIGNED, ZIP64, WRONG_CHECKSUM = 1, 2, 4, 8, 16
+for flags in [DEFLATED, NO_CHECKSUM, ALIGNED, ZIP64, DEFLATED | ALIGNED | ZIP64, WRONG_CHECKSUM]:
     put("torch_zip", f"views-{flags:02}", zip_records(saved(objects["views"]), flags))
 put("torch_zip", "raw", saved(objects["views"]))
 put("torch_zip", "raw-deflated", deflated(saved(objects["list"])))
@@ -238,6 +240,13 @@ put("torch_zip", "script", zip_records(scripted()))
 put("torch_zip", "package", zip_records(packaged()))
 big = zip_records(saved(objects["views"])).replace(b"\x04\x00\x06\x00little", b"\x04\x00\x03\x00big")
 put("torch_zip", "big", big)
+
+arrays = io.BytesIO()
+numpy.savez(arrays, a=numpy.arange(3, dtype="<f4"), b=numpy.ones((2, 2), ">i2"), c=numpy.array(["x"]))
+with zipfile.ZipFile(arrays) as archive:
+    for name, flags in [("arrays", 0), ("arrays-deflated", DEFLATED)]:
+        entries = [record(ZIP_NAMES, entry, archive.read(entry), flags) for entry in archive.namelist()]
+        put("torch_zip", name, b"".join(entries))
 
 # Legacy streams ----------------------------------------------------------------------------------------------------
 

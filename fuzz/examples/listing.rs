@@ -1,5 +1,5 @@
 //! `listing TARGET FOLDER OUT`: builds the file that the target builds of each input in FOLDER, and says what this product
-//! reads in it, for `fuzz/torch_oracle.py`: OUT/NAME is the file, OUT/NAME.json its tensors by full name, or why it is refused.
+//! reads in it, for `fuzz/oracle_files.py`: OUT/NAME is the file, OUT/NAME.json its tensors by full name, or why it is refused.
 
 use std::error::Error;
 use std::path::Path;

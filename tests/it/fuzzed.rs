@@ -180,7 +180,7 @@ fn lies_about_sizes_take_no_memory() {
     }
 }
 
-/// A value as text, in the form of `fuzz/oracle.py`: the first values of it, as many as there is `room` for.
+/// A value as text, in the form of `fuzz/oracle_pickles.py`: the first values of it, as many as there is `room` for.
 fn dump(pickle: &Pickle, id: NodeId, room: &mut usize) -> String {
     if *room == 0 {
         return "~".to_owned();
@@ -272,7 +272,7 @@ fn shortest(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Python's own unpickler is the second opinion on every seed, what the fuzzer found included. With `M2PT_PICKLES` (a
-/// folder) and `M2PT_EXPECTED` (what `fuzz/oracle.py` printed of it) other pickles are compared.
+/// folder) and `M2PT_EXPECTED` (what `fuzz/oracle_pickles.py` printed of it) other pickles are compared.
 #[test]
 fn pickles_are_what_python_reads() {
     let variable = |name: &str, default: &str| match std::env::var_os(name) {
@@ -282,7 +282,7 @@ fn pickles_are_what_python_reads() {
     let folder = variable("M2PT_PICKLES", "fuzz/corpus/pickle");
     let expected = std::fs::read(variable("M2PT_EXPECTED", "fuzz/expected/pickle.json")).unwrap();
     let expected: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&expected).unwrap();
-    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), expected.len(), "run fuzz/oracle.py again");
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), expected.len(), "run fuzz/oracle_pickles.py again");
     let mut wrong = Vec::new();
     for (name, python) in &expected {
         let ours = parse(&std::fs::read(folder.join(name)).unwrap());
@@ -304,7 +304,7 @@ fn pickles_are_what_python_reads() {
 
 #[test]
 fn torch_zip() {
-    replay("torch_zip", 22);
+    replay("torch_zip", 24);
 }
 
 #[test]

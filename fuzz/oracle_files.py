@@ -1,9 +1,10 @@
-"""Compares what this product and PyTorch read in the files of a folder that fuzz/examples/listing.rs filled.
+"""Compares what this product and PyTorch, or NumPy, read in the files of a folder that fuzz/examples/listing.rs filled.
 
     cargo run --manifest-path fuzz/Cargo.toml --example listing torch_zip fuzz/corpus/torch_zip OUT
-    python fuzz/torch_oracle.py OUT
+    python fuzz/oracle_files.py OUT
 
-PyTorch reads with `weights_only=True`, which calls nothing that a file could choose. Every tensor that both find under the
+The targets are `torch_zip`, `legacy` and `npy`. PyTorch reads with `weights_only=True`, which calls nothing that a file could choose,
+and NumPy without pickles. Every tensor that both find under the
 same name must be the same: type, shape and bytes. Ends with status 1 where one is not. What only one of them reads is counted, by
 reason: PyTorch checks no checksums, overlaps or sizes, and refuses most classes that this product shows as inert values.
 """
@@ -16,6 +17,7 @@ import re
 import sys
 import warnings
 
+import numpy
 import torch
 
 warnings.simplefilter("ignore")
@@ -34,6 +36,12 @@ def tensors(value, path, found, open):
 
 
 def digest(tensor):
+    if isinstance(tensor, numpy.ndarray):
+        # The types that this product reads; all others it lists.
+        if tensor.dtype.kind not in "biufc" or tensor.dtype.itemsize > (16 if tensor.dtype.kind == "c" else 8):
+            return None
+        data = tensor.astype(tensor.dtype.newbyteorder("<")).tobytes()
+        return [tensor.dtype.newbyteorder("=").name, list(tensor.shape), hashlib.sha256(data).hexdigest()]
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta":
         return None
     if tensor.numel() * tensor.element_size() > 1 << 24:
@@ -50,17 +58,19 @@ for listing in sorted(pathlib.Path(sys.argv[1]).glob("*.json")):
     file = listing.with_suffix("")
     ours = json.loads(listing.read_text())
     try:
-        value = torch.load(file, weights_only=True, map_location="cpu")
         theirs = {}
-        tensors(value, [], theirs, frozenset())
+        if file.read_bytes()[:6] == b"\x93NUMPY":
+            theirs["array"] = numpy.load(file, allow_pickle=False)
+        else:
+            tensors(torch.load(file, weights_only=True, map_location="cpu"), [], theirs, frozenset())
     except Exception as error:
-        value, theirs, reason = None, None, f"{type(error).__name__}: {error}"
+        theirs, reason = None, f"{type(error).__name__}: {error}"
     ours_reads, theirs_reads = "tensors" in ours, theirs is not None
     kind = {(True, True): "both read", (False, False): "both refuse"}.get((ours_reads, theirs_reads))
     if kind is None:
         reason = ours["refused"] if theirs_reads else reason
         reason = re.sub(r"\d+", "N", re.sub(r"\"[^\"]*\"|'[^']*'|`[^`]*`", "...", reason.replace("\n", " ")))[:110]
-        kind = f"only PyTorch reads: {reason}" if theirs_reads else f"only this product reads: {reason}"
+        kind = f"only the other reads: {reason}" if theirs_reads else f"only this product reads: {reason}"
     counts[kind] += 1
     examples.setdefault(kind, file.name)
     if not (ours_reads and theirs_reads):
