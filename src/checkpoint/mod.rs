@@ -223,16 +223,9 @@ impl Checkpoint {
         let zip = |problem: ZipProblem| Error::Zip { path: source.path.clone(), problem };
         match &storage.extent {
             Extent::Missing => Ok(Bytes::Mapped(&[])),
-            Extent::Deflated(entry) => self.made(index, || entry.inflate(&source.map, MAX_INFLATED_BYTES).map_err(zip)),
-            Extent::Mapped(range) => {
-                let bytes = &source.map[range.clone()];
-                if let Some(entry) = &storage.entry {
-                    self.verify(index, entry, bytes).map_err(zip)?;
-                }
-                Ok(Bytes::Mapped(bytes))
-            }
+            Extent::Mapped(range) => Ok(Bytes::Mapped(&source.map[range.clone()])),
             Extent::Member { entry, skip } if entry.method == Method::Stored => {
-                let bytes = &source.map[entry.data.clone()];
+                let bytes = entry.packed_bytes(&source.map).map_err(zip)?;
                 self.verify(index, entry, bytes).map_err(zip)?;
                 Ok(Bytes::Mapped(&bytes[*skip..]))
             }

@@ -92,12 +92,11 @@ impl<'a> Archive<'a> {
     pub(super) fn storage(&self, label: String, declared: &DeclaredStorage, order: ByteOrder) -> Storage {
         let entry = self.find(&label);
         let extent = match entry {
-            Some(entry) if entry.method == Method::Stored => Extent::Mapped(entry.data.clone()),
-            Some(entry) => Extent::Deflated(entry.clone()),
+            Some(entry) => Extent::Member { entry: entry.clone(), skip: 0 },
             None => Extent::Missing,
         };
         let size = entry.map_or(0, |e| e.size);
-        Storage { label, source: 0, declared: declared.bytes, size, extent, entry: entry.cloned(), order }
+        Storage { label, source: 0, declared: declared.bytes, size, extent, order }
     }
 
     pub(super) fn byte_order(&self, root: &str) -> Result<ByteOrder> {
@@ -117,7 +116,7 @@ impl<'a> Archive<'a> {
             }
             match entry.method {
                 Method::Stored => {
-                    let data = &self.file[entry.data.clone()];
+                    let data = entry.packed_bytes(self.file)?;
                     entry.check(data)?;
                     Ok(data.to_vec())
                 }

@@ -52,7 +52,7 @@ impl Gather {
             }
         }
         let (first, first_tensor) = (self.values.len() as ValueId, self.tensors.len());
-        self.values.extend(tree.values.into_iter().map(|value| renumbered(value, first, first_tensor)));
+        self.values.extend(tree.values.into_iter().map(|value| value.shifted(first, first_tensor)));
         self.tensors.append(&mut tensors);
         self.storages.append(&mut storages);
         Ok(first + tree.root)
@@ -66,52 +66,14 @@ impl Gather {
 }
 
 fn move_extent(storage: &mut Storage, shift: usize) {
-    let entry = match &mut storage.extent {
-        Extent::Mapped(range) => {
-            *range = range.start + shift..range.end + shift;
-            None
+    match &mut storage.extent {
+        Extent::Mapped(range) => *range = range.start + shift..range.end + shift,
+        Extent::Member { entry, .. } => {
+            entry.local += shift;
+            entry.limit += shift;
         }
-        Extent::Deflated(entry) | Extent::Member { entry, .. } => Some(entry),
-        Extent::Assembled(_) | Extent::Missing => None,
-    };
-    for entry in entry.into_iter().chain(&mut storage.entry) {
-        entry.data = entry.data.start + shift..entry.data.end + shift;
+        Extent::Assembled(_) | Extent::Missing => {}
     }
-}
-
-/// The value with `first` added to the ids in it, and `first_tensor` to the number of a tensor.
-fn renumbered(mut value: Value, first: ValueId, first_tensor: usize) -> Value {
-    let list = |ids: &mut Vec<ValueId>| ids.iter_mut().for_each(|id| *id += first);
-    let pairs = |pairs: &mut Vec<(ValueId, ValueId)>| {
-        for (key, value) in pairs {
-            *key += first;
-            *value += first;
-        }
-    };
-    match &mut value {
-        Value::List(items) | Value::Set(items) => list(items),
-        Value::Map(entries) => pairs(entries),
-        Value::Tensor(tensor) => *tensor += first_tensor,
-        Value::Module(module) => {
-            pairs(&mut module.entries);
-            pairs(&mut module.rest);
-        }
-        Value::Object(object) => {
-            list(&mut object.args);
-            list(&mut object.state);
-            list(&mut object.items);
-            pairs(&mut object.entries);
-        }
-        Value::None
-        | Value::Bool(_)
-        | Value::Int(_)
-        | Value::BigInt(_)
-        | Value::Float(_)
-        | Value::Str(_)
-        | Value::Bytes(_)
-        | Value::Name(_) => {}
-    }
-    value
 }
 
 /// The path of the file `name` in `folder`; `None` if it is no plain name of a file, and might lead out of the folder.

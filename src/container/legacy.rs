@@ -169,7 +169,6 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
             declared: declared.bytes,
             size: 0,
             extent: Extent::Missing,
-            entry: None,
             order: ByteOrder::Little,
         })
         .collect();

@@ -137,8 +137,6 @@ impl Source {
 pub(crate) enum Extent {
     /// In the map of a source, as they are.
     Mapped(Range<usize>),
-    /// A compressed zip entry of a source.
-    Deflated(zip::Entry),
     /// A zip entry of a source, stored or compressed, without its first `skip` bytes.
     Member { entry: zip::Entry, skip: usize },
     /// In several other tensors, to be put together.
@@ -175,8 +173,6 @@ pub(crate) struct Storage {
     /// Bytes that the container holds.
     pub(crate) size: u64,
     pub(crate) extent: Extent,
-    /// The zip entry, for its checksum.
-    pub(crate) entry: Option<zip::Entry>,
     pub(crate) order: ByteOrder,
 }
 

@@ -10,6 +10,7 @@ use super::rebuild::{Rebuilt, ScriptClasses};
 use super::{Container, Part, Storage, Stored, Tree, Value};
 use crate::container::MAX_TENSORS;
 use crate::error::Result;
+use crate::pickle;
 
 /// The largest number of pickles in an archive.
 const MAX_PICKLES: usize = 4096;
@@ -36,6 +37,10 @@ pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
     let (mut tensors, mut storages) = (Vec::<Stored>::new(), Vec::<Storage>::new());
     let mut by_key: HashMap<std::sync::Arc<str>, usize> = HashMap::new();
     let mut entries = Vec::new();
+    let sizes = pickles.iter().fold(0u64, |sum, entry| sum.saturating_add(entry.size));
+    if sizes > pickle::MAX_PICKLE_BYTES as u64 {
+        return Err(archive.not("a torch.package archive of more than 64 MiB of pickles", "split it"));
+    }
     for entry in &pickles {
         let Rebuilt { tree: part, tensors: found, storages: declared } =
             archive.object(entry, &ScriptClasses::new())?;
@@ -53,6 +58,9 @@ pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
                     storages.len() - 1
                 }
             });
+        }
+        if tree.values.len() + part.values.len() > pickle::MAX_NODES {
+            return Err(archive.not("a torch.package archive of too many values", "split it"));
         }
         let first = tensors.len();
         tensors.extend(found.into_iter().map(|tensor| match tensor {

@@ -133,7 +133,6 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
             declared: size,
             size,
             extent: Extent::Mapped(range),
-            entry: None,
             order: ByteOrder::Little,
         });
     }

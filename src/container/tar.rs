@@ -227,7 +227,6 @@ impl Reader {
                 declared: size,
                 size,
                 extent: Extent::Mapped(begin..begin + data.len()),
-                entry: None,
                 order: ByteOrder::Little,
             });
             self.add_view(stream, id, view)?;

@@ -108,6 +108,15 @@ impl Value {
         }
     }
 
+    /// The value with `first` added to the ids in it, and `first_tensor` to the number of a tensor.
+    pub(crate) fn shifted(mut self, first: ValueId, first_tensor: usize) -> Value {
+        self.renumber(|id| id + first);
+        if let Value::Tensor(tensor) = &mut self {
+            *tensor += first_tensor;
+        }
+        self
+    }
+
     /// About how many bytes of memory the value takes besides its place in the tree. Texts are shared with the pickle.
     pub(crate) fn memory(&self) -> usize {
         match self {
@@ -165,13 +174,7 @@ impl Tree {
     /// root.
     pub(crate) fn graft(&mut self, other: Tree, first_tensor: usize) -> ValueId {
         let shift = self.values.len() as ValueId;
-        self.values.extend(other.values.into_iter().map(|mut value| {
-            value.renumber(|id| id + shift);
-            if let Value::Tensor(tensor) = &mut value {
-                *tensor += first_tensor;
-            }
-            value
-        }));
+        self.values.extend(other.values.into_iter().map(|value| value.shifted(shift, first_tensor)));
         other.root + shift
     }
 

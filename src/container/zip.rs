@@ -112,8 +112,12 @@ pub(crate) struct Entry {
     pub(crate) crc: u32,
     /// Uncompressed bytes.
     pub(crate) size: u64,
-    /// Where the stored bytes lie in the file.
-    pub(crate) data: Range<usize>,
+    /// Where its local header lies in the file.
+    pub(crate) local: usize,
+    /// Bytes as they are in the file.
+    pub(crate) packed: usize,
+    /// Where the next entry or the directory begins: its data ends before that.
+    pub(crate) limit: usize,
 }
 
 /// The largest number of entries in an archive: a storage for each tensor, and some more.
@@ -133,6 +137,9 @@ const END64: &[u8; 4] = b"PK\x06\x06";
 const END64_LOCATOR: &[u8; 4] = b"PK\x06\x07";
 const CENTRAL: &[u8; 4] = b"PK\x01\x02";
 const LOCAL: &[u8; 4] = b"PK\x03\x04";
+
+/// Bytes of a local header before the name.
+const LOCAL_BYTES: usize = 30;
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
@@ -211,7 +218,8 @@ fn zip64(extra: &[u8], values: [&mut u64; 3]) -> Option<()> {
     values.iter().all(|v| **v != u64::from(u32::MAX)).then_some(())
 }
 
-/// Reads the directory of the archive `file` and finds where the data of each entry lies.
+/// Reads the directory of the archive `file`. The entries themselves are not looked at: they lie all over the file, and
+/// reading a page of each is what opening a large file would cost.
 ///
 /// # Errors
 /// [`ZipProblem`]; entries that overlap, repeat a name or reach past the directory are refused.
@@ -255,51 +263,68 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
             8 => Method::Deflated,
             _ => return Err(wrong("its compression is neither 'stored' nor 'deflate'; zip the archive again without")),
         };
-        let data = locate(file, name, offset, packed, directory.start).map_err(wrong)?;
+        const OUTSIDE: &str = "it is said to lie outside of the file";
+        let within = |n: u64| usize::try_from(n).ok().filter(|&n| n <= directory.start);
+        let (local, packed) = (within(offset).ok_or(OUTSIDE), within(packed).ok_or(OUTSIDE));
+        let (local, packed) = (local.map_err(wrong)?, packed.map_err(wrong)?);
         if !names.insert(name) {
             return Err(ZipProblem::Duplicate { entry: name.to_owned() });
         }
-        entries.push((offset, Entry { name: name.into(), method, crc: field32(16) as u32, size, data }));
+        let (name, crc, limit) = (name.into(), field32(16) as u32, directory.start);
+        entries.push(Entry { name, method, crc, size, local, packed, limit });
         at += extra_end + comment;
     }
     if at != directory.end {
         return Err(ZipProblem::Directory { offset: at as u64, what: "it holds more than its entries" });
     }
-    check_overlaps(&entries)?;
-    Ok(entries.into_iter().map(|(_, entry)| entry).collect())
+    set_limits(&mut entries, directory.start)?;
+    Ok(entries)
 }
 
-/// Where the data of the entry with its local header at `offset` lies; it ends before `limit`, the directory's start.
-fn locate(file: &[u8], name: &str, offset: u64, packed: u64, limit: usize) -> Result<Range<usize>, &'static str> {
-    const OUTSIDE: &str = "it is said to lie outside of the file";
-    let at = usize::try_from(offset).ok().filter(|&at| at < limit).ok_or(OUTSIDE)?;
-    let header = &file[at..limit];
-    if header.len() < 30 || !header.starts_with(LOCAL) {
-        return Err("there is no entry where the directory points to");
-    }
-    let name_length = u16_at(header, 26).map_or(0, usize::from);
-    let extra_length = u16_at(header, 28).map_or(0, usize::from);
-    if header.get(30..30 + name_length) != Some(name.as_bytes()) {
-        return Err("the entry itself has another name than the directory gives it");
-    }
-    let start = at + 30 + name_length + extra_length;
-    let end = usize::try_from(packed).ok().and_then(|n| start.checked_add(n)).filter(|&end| end <= limit);
-    Ok(start..end.ok_or(OUTSIDE)?)
-}
-
-fn check_overlaps(entries: &[(u64, Entry)]) -> Result<(), ZipProblem> {
-    let mut order: Vec<_> = entries.iter().collect();
-    order.sort_by_key(|(offset, _)| *offset);
-    for pair in order.windows(2) {
-        let ((_, first), (offset, second)) = (pair[0], pair[1]);
-        if first.data.end as u64 > *offset {
-            return Err(ZipProblem::Overlap { first: first.name.to_string(), second: second.name.to_string() });
+/// Finds where each entry has to end.
+fn set_limits(entries: &mut [Entry], directory: usize) -> Result<(), ZipProblem> {
+    let mut order: Vec<usize> = (0..entries.len()).collect();
+    order.sort_unstable_by_key(|&index| entries[index].local);
+    for (place, &index) in order.iter().enumerate() {
+        let next = order.get(place + 1).map(|&next| &entries[next]);
+        let limit = next.map_or(directory, |next| next.local);
+        let entry = &entries[index];
+        // The name is as long in the local header; there may be more before the data, which is checked when it is read.
+        let end = entry.local.saturating_add(LOCAL_BYTES + entry.name.len()).saturating_add(entry.packed);
+        match next {
+            _ if end <= limit => entries[index].limit = limit,
+            Some(next) => {
+                return Err(ZipProblem::Overlap { first: entry.name.to_string(), second: next.name.to_string() });
+            }
+            None => return Err(entry.wrong("it is said to lie outside of the file")),
         }
     }
     Ok(())
 }
 
 impl Entry {
+    fn wrong(&self, what: &'static str) -> ZipProblem {
+        ZipProblem::Entry { entry: self.name.to_string(), offset: self.local as u64, what }
+    }
+
+    /// The entry's bytes, as they are in `file`.
+    ///
+    /// # Errors
+    /// [`ZipProblem::Entry`] if there is no such entry where the directory says, or it reaches into the next.
+    pub(crate) fn packed_bytes<'f>(&self, file: &'f [u8]) -> Result<&'f [u8], ZipProblem> {
+        let header = file.get(self.local..self.limit).filter(|header| header.starts_with(LOCAL));
+        let header = header.filter(|header| header.len() >= LOCAL_BYTES);
+        let header = header.ok_or_else(|| self.wrong("there is no entry where the directory points to"))?;
+        let name_length = u16_at(header, 26).map_or(0, usize::from);
+        let extra_length = u16_at(header, 28).map_or(0, usize::from);
+        if header.get(LOCAL_BYTES..LOCAL_BYTES + name_length) != Some(self.name.as_bytes()) {
+            return Err(self.wrong("the entry itself has another name than the directory gives it"));
+        }
+        let start = LOCAL_BYTES + name_length + extra_length;
+        let data = header.get(start..).and_then(|data| data.get(..self.packed));
+        data.ok_or_else(|| self.wrong("its data reaches into what follows it"))
+    }
+
     /// Checks `bytes`, the uncompressed data, against the stored checksum; 0 means that none was stored.
     pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), ZipProblem> {
         let found = if self.crc == 0 { 0 } else { crc32fast::hash(bytes) };
@@ -314,15 +339,14 @@ impl Entry {
     /// # Errors
     /// [`ZipProblem::Entry`] if the compressed data is damaged.
     pub(crate) fn head(&self, file: &[u8], bytes: usize) -> Result<Vec<u8>, ZipProblem> {
-        let packed = &file[self.data.clone()];
+        let packed = self.packed_bytes(file)?;
         if self.method == Method::Stored {
             return Ok(packed[..bytes.min(packed.len())].to_vec());
         }
         let mut out = Vec::with_capacity(bytes);
-        Decompress::new(false).decompress_vec(packed, &mut out, FlushDecompress::None).map_err(|_| {
-            let what = "its compressed data is damaged";
-            ZipProblem::Entry { entry: self.name.to_string(), offset: self.data.start as u64, what }
-        })?;
+        Decompress::new(false)
+            .decompress_vec(packed, &mut out, FlushDecompress::None)
+            .map_err(|_| self.wrong("its compressed data is damaged"))?;
         out.truncate(bytes);
         Ok(out)
     }
@@ -336,13 +360,12 @@ impl Entry {
     pub(crate) fn inflate(&self, file: &[u8], limit: u64) -> Result<Vec<u8>, ZipProblem> {
         /// Bytes that the output grows by at a time.
         const STEP: usize = 1 << 20;
-        let wrong = |what| ZipProblem::Entry { entry: self.name.to_string(), offset: self.data.start as u64, what };
         if self.size > limit {
             return Err(ZipProblem::TooLarge { entry: self.name.to_string(), size: self.size, limit });
         }
-        let packed = &file[self.data.clone()];
+        let packed = self.packed_bytes(file)?;
         if self.size > (packed.len() as u64).saturating_mul(MAX_DEFLATE_RATIO) + 64 {
-            return Err(wrong("it claims to expand by more than deflate can"));
+            return Err(self.wrong("it claims to expand by more than deflate can"));
         }
         let size = self.size as usize;
         let mut out = Vec::new();
@@ -357,22 +380,22 @@ impl Entry {
             let before = (machine.total_in(), machine.total_out());
             let status = machine
                 .decompress_vec(&packed[before.0 as usize..], &mut out, FlushDecompress::None)
-                .map_err(|_| wrong("its compressed data is damaged"))?;
+                .map_err(|_| self.wrong("its compressed data is damaged"))?;
             if out.len() > size {
-                return Err(wrong("it expands to more bytes than the directory says"));
+                return Err(self.wrong("it expands to more bytes than the directory says"));
             }
             if status == Status::StreamEnd {
                 break;
             }
             if (machine.total_in(), machine.total_out()) == before && out.capacity() > out.len() {
-                return Err(wrong("its compressed data ends too early"));
+                return Err(self.wrong("its compressed data ends too early"));
             }
         }
         if machine.total_in() != packed.len() as u64 {
-            return Err(wrong("bytes follow its compressed data"));
+            return Err(self.wrong("bytes follow its compressed data"));
         }
         if out.len() != size {
-            return Err(wrong("it expands to fewer bytes than the directory says"));
+            return Err(self.wrong("it expands to fewer bytes than the directory says"));
         }
         self.check(&out)?;
         Ok(out)

@@ -33,7 +33,7 @@ fn stored_and_deflated_entries_are_found() {
     let file = two();
     let entries = read(&file).unwrap();
     assert_eq!((&*entries[0].name, entries[0].method), ("a/x", Method::Stored));
-    assert_eq!(&file[entries[0].data.clone()], b"stored data");
+    assert_eq!(entries[0].packed_bytes(&file).unwrap(), b"stored data");
     entries[0].check(b"stored data").unwrap();
     assert_eq!(entries[1].inflate(&file, 5000).unwrap(), [7; 5000]);
 }
@@ -48,7 +48,7 @@ fn entries_larger_than_a_step_are_inflated() {
         assert!(entries[0].inflate(&file, 1 << 30).unwrap() == data);
         for cut in [1, 100] {
             let mut short = entries[0].clone();
-            short.data.end -= cut;
+            short.packed -= cut;
             assert!(short.inflate(&file, 1 << 30).is_err());
         }
     }
@@ -98,7 +98,8 @@ fn rejects_damaged_data() {
     shorter.size -= 1;
     assert!(matches!(shorter.inflate(&file, 1 << 20), Err(ZipProblem::Entry { .. })));
     let mut wide = entries[1].clone();
-    wide.data.end += 4;
+    wide.limit += 4;
+    wide.packed += 4;
     assert!(matches!(wide.inflate(&file, 1 << 20), Err(ZipProblem::Entry { what, .. }) if what.contains("follow")));
     let mut bomb = entries[1].clone();
     bomb.size = 1 << 40;
@@ -106,11 +107,19 @@ fn rejects_damaged_data() {
 }
 
 #[test]
-fn rejects_a_local_name_that_differs() {
+fn rejects_a_local_header_that_differs() {
     let mut file = two();
     let at = find(&file, b"a/x");
     file[at] = b'b';
-    assert!(matches!(problem(&file), ZipProblem::Entry { entry, .. } if entry == "a/x"));
+    let entries = read(&file).unwrap();
+    let problem = entries[0].packed_bytes(&file).unwrap_err();
+    assert!(matches!(problem, ZipProblem::Entry { entry, .. } if entry == "a/x"));
+    // Said to have more between header and data than there is room for.
+    file[at] = b'a';
+    file[at - 1] = 0x7f;
+    assert!(matches!(entries[0].packed_bytes(&file), Err(ZipProblem::Entry { what, .. }) if what.contains("follows")));
+    file[at - 30] = b'Q';
+    assert!(matches!(entries[0].packed_bytes(&file), Err(ZipProblem::Entry { what, .. }) if what.contains("no entry")));
 }
 
 #[test]
@@ -166,5 +175,5 @@ fn zip64_records_are_followed() {
     writer.write_all(b"large").unwrap();
     let file = writer.finish().unwrap().into_inner();
     let entries = read(&file).unwrap();
-    assert_eq!(&file[entries[0].data.clone()], b"large");
+    assert_eq!(entries[0].packed_bytes(&file).unwrap(), b"large");
 }

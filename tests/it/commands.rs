@@ -66,7 +66,7 @@ fn diff_says_what_changed() {
     let theirs = &expected("differences.json")["mnist_vit.pth mnist_vit_bf16.pth"]["head.bias"];
     assert_eq!(report["changed"][0]["max_abs"], theirs["max_abs"]);
     assert!(fail(&["diff", vit, early, "--match", "nothing"]).contains("--match"));
-    assert!(fail(&["diff", vit, early, "--fail-above", "-1"]).contains("--fail-above"));
+    assert!(fail(&["diff", vit, early, "--fail-above=-1"]).contains("--fail-above"));
 }
 
 #[test]

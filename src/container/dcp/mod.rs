@@ -281,7 +281,6 @@ impl Reader<'_> {
             declared: bytes,
             size: bytes,
             extent: Extent::Assembled(assembly),
-            entry: None,
             order: ByteOrder::Little,
         });
         let (shape, strides) = (shape.to_vec(), contiguous_strides(shape));

@@ -96,15 +96,7 @@ impl Arrays {
             Element::Number(dtype, order) => {
                 let storage = self.storages.len();
                 let (label, extent) = (name.to_owned(), extent(skip));
-                self.storages.push(Storage {
-                    label,
-                    source: 0,
-                    declared: data,
-                    size: data,
-                    extent,
-                    entry: None,
-                    order,
-                });
+                self.storages.push(Storage { label, source: 0, declared: data, size: data, extent, order });
                 Stored::Dense(StoredTensor { dtype, shape, strides, offset: 0, storage })
             }
             Element::Other(descr) => {

@@ -25,7 +25,7 @@ pub(super) const BOMBS: &[Bomb] = &[
             assert!(inner > 0);
         })
     }),
-    ("one-entry-many-names", Refused("another name"), || {
+    ("one-entry-many-names", Refused("overlap"), || {
         archive(|zip| (0..100_000).for_each(|i| zip.record(&format!("a/data/{i}"), 0, 0, 16, 16, 0, b"")))
     }),
     ("entry-past-the-end", Refused("outside of the file"), || {
