@@ -54,6 +54,7 @@ pub mod model;
 mod naming;
 pub mod pickle;
 mod plan;
+pub mod scan;
 pub mod tensor;
 mod write;
 

@@ -5,6 +5,7 @@ mod inspect;
 mod lambdas;
 mod printer;
 mod progress;
+mod scan;
 mod text;
 
 use std::io::{self, ErrorKind};
@@ -16,10 +17,12 @@ use printer::Printer;
 
 /// Done, and sound.
 const DONE: ExitCode = ExitCode::SUCCESS;
+/// Done, with a finding.
+const FINDING: u8 = 1;
 /// Could not be done.
 const FAILED: u8 = 2;
 
-/// Surgery on model checkpoints: look into them, and fold auxiliary weights into vision transformers.
+/// Surgery on model checkpoints: look into them, fold auxiliary weights into vision transformers, scan for what would execute.
 ///
 /// Nothing in a checkpoint is ever executed. Results go to standard output, everything else to standard error.
 #[derive(Parser, Debug)]
@@ -30,6 +33,7 @@ const FAILED: u8 = 2;
   m2pt-surgery inspect image.pth
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.safetensors
+  m2pt-surgery scan downloads/
 
 Exit status: 0 done; 1 done, with a finding; 2 could not be done."
 )]
@@ -58,6 +62,7 @@ enum Colour {
 enum Command {
     Inspect(inspect::Args),
     Fold(Box<fold::Args>),
+    Scan(scan::Args),
 }
 
 /// Runs the program.
@@ -67,6 +72,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
+        Command::Scan(args) => scan::run(args, &mut printer),
     };
     match result.and_then(|code| Ok(printer.flush().map(|()| code)?)) {
         Ok(code) => code,

@@ -14,7 +14,9 @@ mod machine;
 mod node;
 mod opcode;
 
+pub(crate) use argument::{quoted, raw_unicode};
 pub use emit::Emitter;
 pub use error::{Error, ErrorKind};
 pub use machine::{MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, parse};
 pub use node::{Call, Node, NodeId, Object, Pickle};
+pub(crate) use opcode::{Arg, Op};
