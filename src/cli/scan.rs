@@ -277,7 +277,7 @@ fn findings(findings: &[Finding], printer: &mut Printer) -> Result<()> {
     }
     printer.table(&table)?;
     if findings.len() > SHOWN {
-        printer.line(format!("and {} more; --json lists all.\n", counted(findings.len() - SHOWN, "finding")))?;
+        printer.line(format!("and {}; --json lists all.\n", counted(findings.len() - SHOWN, "other finding")))?;
     }
     Ok(())
 }

@@ -31,7 +31,8 @@ fn attempt(data: &[u8], at: usize, options: Options, marked: bool, budget: &mut 
     budget.0 = budget.0.saturating_sub((outcome.end - at) as u64 + 16);
     let worst = outcome.names.iter().map(|name| name.level).max().unwrap_or(Level::Allowed);
     let acts = outcome.complete || outcome.calls > 0 || (marked && worst == Level::Dangerous);
-    (!outcome.uses.is_empty() && outcome.plausible && acts).then_some(Hit { at, outcome })
+    let named = outcome.names.iter().any(|name| !name.name.starts_with('<'));
+    (named && outcome.plausible && acts).then_some(Hit { at, outcome })
 }
 
 fn is_name(byte: u8) -> bool {

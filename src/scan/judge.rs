@@ -455,6 +455,40 @@ fn danger(path: &str) -> Option<&'static str> {
     }
 }
 
+/// The dangerous module that a dotted name reaches: modules that a module has imported are its attributes, as in
+/// `torch.serialization` + `os.system`.
+fn reached(path: &str) -> Option<&str> {
+    const MODULES: &[&str] = &[
+        "os",
+        "posix",
+        "nt",
+        "sys",
+        "subprocess",
+        "builtins",
+        "importlib",
+        "pickle",
+        "io",
+        "shutil",
+        "ctypes",
+        "socket",
+        "runpy",
+        "code",
+        "marshal",
+        "pty",
+        "tempfile",
+        "zipfile",
+        "tarfile",
+        "urllib",
+        "warnings.sys",
+        "linecache",
+    ];
+    let tails = path.match_indices('.').map(|(at, _)| path[at + 1..].trim_start_matches('_'));
+    tails.into_iter().find(|tail| {
+        let first = tail.split('.').next().unwrap_or("");
+        tail.len() > first.len() && MODULES.contains(&first) && danger(tail).is_some()
+    })
+}
+
 /// The judgement on a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Judgement {
@@ -509,31 +543,8 @@ pub(super) fn judge(module: &str, name: &str, script: bool) -> Judgement {
             "it reaches into the insides of Python, from where everything can be reached".into(),
         );
     }
-    // `torch.serialization` + `os.system`: modules that a module has imported are its attributes.
-    let parts: Vec<&str> = path.split('.').collect();
-    for start in 1..parts.len() {
-        let tail = parts[start..].join(".");
-        if (name.contains('.') || start + 1 < parts.len())
-            && danger(&tail).is_some()
-            && [
-                "os",
-                "sys",
-                "subprocess",
-                "builtins",
-                "importlib",
-                "posix",
-                "nt",
-                "pickle",
-                "io",
-                "shutil",
-                "ctypes",
-                "socket",
-                "runpy",
-            ]
-            .contains(&parts[start])
-        {
-            return verdict(Level::Dangerous, format!("it reaches {tail} through {}", parts[..start].join(".")).into());
-        }
+    if let Some(tail) = reached(&path) {
+        return verdict(Level::Dangerous, format!("it reaches {tail} through another module").into());
     }
     verdict(Level::Unknown, "it is on no allow-list: what it does depends on what is installed".into())
 }

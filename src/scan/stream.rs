@@ -25,8 +25,7 @@ pub(super) fn is_pickle(bytes: &[u8], role: Role, script: bool) -> bool {
     if marked && role == Role::File {
         return true;
     }
-    let patience = if marked { None } else { Some(PATIENCE) };
-    let outcome = trace(bytes, 0, Options { script, patience, uses: 1 << 16 });
+    let outcome = trace(bytes, 0, Options { script, patience: Some(PATIENCE), uses: 1 << 16 });
     if outcome.uses.is_empty() {
         // Harmless, but a pickle if it says so and goes on for a while, or if it is all there is.
         let ends = outcome.complete && outcome.end == bytes.len() && outcome.ops >= 2;
@@ -140,7 +139,7 @@ fn legacy(scanner: &mut Scanner, bytes: &[u8], start: usize, place: &Place) {
             .and_then(|n| n.checked_add(at + 8));
         let Some(data) = end.and_then(|end| bytes.get(at + 8..end)) else {
             scanner.skip(format!("{}storage {key:?} reaches past the end of the file: it was cut off", prefix(place)));
-            break;
+            return;
         };
         let begin = at + 8;
         scanner.look(data, &place.entry(&format!("storage {key}"), Some(begin)), Role::Entry);

@@ -145,7 +145,7 @@ pub(super) struct Outcome {
 pub(super) struct Options {
     /// It belongs to a TorchScript archive.
     pub(super) script: bool,
-    /// Give up after so many opcodes without a name: the bytes only look like a pickle.
+    /// Give up after so many opcodes without a name, and at the first error: the bytes may only look like a pickle.
     pub(super) patience: Option<usize>,
     /// How many more uses may be recorded.
     pub(super) uses: usize,
@@ -286,6 +286,10 @@ impl<'a> Trace<'a> {
             }
             if let Err(Break(why)) = self.step(&step) {
                 self.stop(step.offset, why);
+                if self.options.patience.is_some() {
+                    // What stands behind a break means nothing where only chance says that it is a pickle.
+                    break;
+                }
                 self.behind(&step);
             }
             self.check_limits(step.offset);
@@ -569,7 +573,12 @@ impl<'a> Trace<'a> {
 
     /// Something is called.
     fn call(&mut self, op: Op, callee: Val, args: Val, offset: usize) -> Flow<Val> {
-        self.out.calls += 1;
+        // The C unpickler takes tuples only; the one written in Python, lists and other collections too.
+        let callable = !matches!(
+            args,
+            Val::Global(_) | Val::Text { .. } | Val::OwnText(_) | Val::Int(_) | Val::None | Val::Bool | Val::Float
+        );
+        self.out.calls += usize::from(callable);
         let index = match callee {
             Val::Global(index) => index,
             Val::Made(_) | Val::Unknown | Val::Storage(_) => {

@@ -60,6 +60,61 @@ fn names(outcome: &Outcome) -> String {
     }
 }
 
+/// How PyTorch's zip reader compares names: without regard to case.
+fn compare(a: &[u8], b: &[u8]) -> std::cmp::Ordering {
+    let lower = |name: &[u8]| name.to_ascii_lowercase();
+    lower(a).cmp(&lower(b))
+}
+
+/// The places of the entries in the order that PyTorch's zip reader sorts them in: a heap sort, so that which of several
+/// entries of one name comes where depends on all the others.
+fn sorted(directory: &[Central]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..directory.len()).collect();
+    let less = |a: usize, b: usize| compare(&directory[a].name, &directory[b].name).is_lt();
+    let sift = |order: &mut [usize], mut root: usize| {
+        loop {
+            let mut child = 2 * root + 1;
+            if child >= order.len() {
+                break;
+            }
+            child += usize::from(child + 1 < order.len() && less(order[child], order[child + 1]));
+            if !less(order[root], order[child]) {
+                break;
+            }
+            order.swap(root, child);
+            root = child;
+        }
+    };
+    for root in (0..order.len() / 2).rev() {
+        sift(&mut order, root);
+    }
+    for end in (1..order.len()).rev() {
+        order.swap(0, end);
+        sift(&mut order[..end], 0);
+    }
+    order
+}
+
+/// The entry of that name that PyTorch's zip reader finds: by bisection.
+fn search<'a>(directory: &'a [Central], order: &[usize], name: &[u8]) -> Option<&'a Central> {
+    let place = {
+        let (mut low, mut high) = (0, order.len());
+        loop {
+            if low >= high {
+                break None;
+            }
+            // The middle of the first and the last that are left.
+            let middle = low + (high - 1 - low) / 2;
+            match compare(&directory[order[middle]].name, name) {
+                std::cmp::Ordering::Equal => break Some(order[middle]),
+                std::cmp::Ordering::Less => low = middle + 1,
+                std::cmp::Ordering::Greater => high = middle,
+            }
+        }
+    };
+    place.map(|place| &directory[place])
+}
+
 /// The zip archive of torch.save.
 fn archive(bytes: &[u8]) -> Judged {
     let directory = torch_directory(bytes)?;
@@ -71,8 +126,10 @@ fn archive(bytes: &[u8]) -> Judged {
     if directory.iter().any(|entry| !entry.name.starts_with(root)) {
         return Err("its entries lie in different folders".to_owned());
     }
+    let order = sorted(&directory);
     let find = |name: &str| -> Option<&Central> {
-        directory.iter().find(|entry| entry.name.strip_prefix(root) == Some(name.as_bytes()))
+        let wanted = [root, name.as_bytes()].concat();
+        search(&directory, &order, &wanted)
     };
     if find("constants.pkl").is_some() {
         return Err(
