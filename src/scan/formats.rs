@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use super::archive;
+use super::entry;
 use super::inflate::Wrap;
 use super::report::{Level, Rule};
 use super::scanner::{Place, Role, Scanner, promises_pickle};
@@ -70,7 +71,7 @@ fn compressed(
 ) -> Option<Cow<'static, str>> {
     let inner = Place { base: None, ..place.entry("unpacked", None) };
     let mut kind = None;
-    let out = archive::expand(scanner, bytes, wrap, &inner, &mut |scanner, head, total| {
+    let out = entry::expand(scanner, bytes, wrap, &inner, &mut |scanner, head, total| {
         if total > 0 {
             let role = if role == Role::Pickle || promises_pickle(&inner.path) { Role::Pickle } else { Role::File };
             kind = Some(scanner.look(head, &inner, role));

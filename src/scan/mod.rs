@@ -17,13 +17,16 @@
 mod archive;
 mod calls;
 mod carve;
+mod entry;
 mod formats;
 mod inflate;
 mod judge;
 mod report;
 mod scanner;
+mod steps;
 mod stream;
 mod trace;
+mod values;
 mod verdict;
 mod walk;
 mod zip;

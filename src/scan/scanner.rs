@@ -7,7 +7,7 @@ use super::formats;
 use super::report::{FileReport, Finding, Level, PickleReport, Rule};
 use super::trace::{MAX_USES, Options, Outcome, Payload, trace};
 use super::verdict;
-use super::{archive, stream};
+use super::{archive, entry, stream};
 
 /// The most pickles that are reported of a file.
 pub const MAX_PICKLES: usize = 10_000;
@@ -118,10 +118,14 @@ pub(super) fn promises_pickle(name: &str) -> bool {
 /// One file being scanned.
 pub(super) struct Scanner {
     pub(super) findings: Vec<Finding>,
+    /// No finding is known to be of a lower level.
+    floor: Level,
     pub(super) not_scanned: Vec<String>,
     pub(super) pickles: Vec<PickleReport>,
     uses: usize,
     carving: Budget,
+    /// Bytes of entries that may still be read: entries can share their bytes.
+    reading: u64,
     /// Bytes that compressed data may still expand to.
     pub(super) expand: u64,
     /// Bytes of expanded data that may still be held in memory.
@@ -135,10 +139,12 @@ pub(super) fn scan(name: &str, bytes: &[u8]) -> FileReport {
     let length = bytes.len() as u64;
     let mut scanner = Scanner {
         findings: vec![],
+        floor: Level::Suspicious,
         not_scanned: vec![],
         pickles: vec![],
         uses: MAX_USES,
         carving: Budget(length.saturating_mul(2) + (16 << 20)),
+        reading: length.saturating_mul(16) + (64 << 20),
         expand: MAX_EXPANDED.max(length.saturating_mul(MAX_EXPANSION)),
         hold: MAX_EXPANDED_HEAD,
         script: false,
@@ -171,7 +177,9 @@ impl Scanner {
     pub(super) fn find(&mut self, level: Level, rule: Rule, place: &Place, offset: usize, message: String) {
         if self.findings.len() >= MAX_FINDINGS {
             // The worst ones are never dropped for want of room.
-            let Some(at) = self.findings.iter().rposition(|finding| finding.level < level) else {
+            let worse = |finding: &Finding| finding.level < level;
+            let Some(at) = (level > self.floor).then(|| self.findings.iter().rposition(worse)).flatten() else {
+                self.floor = self.floor.max(level);
                 return self.skip(format!("it has more than {MAX_FINDINGS} findings, of which the worst are listed"));
             };
             self.findings.swap_remove(at);
@@ -194,6 +202,13 @@ impl Scanner {
         if self.not_scanned.len() < MAX && !self.not_scanned.contains(&why) {
             self.not_scanned.push(why);
         }
+    }
+
+    /// Whether so many more bytes of an entry may be read.
+    pub(super) fn read(&mut self, bytes: usize) -> bool {
+        let left = self.reading.checked_sub(bytes as u64);
+        self.reading = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// Looks at bytes, whatever they are; says what they are.
@@ -291,7 +306,7 @@ impl Scanner {
             self.find(Level::Suspicious, Rule::Polyglot, place, start, message);
             let inner = place.part(start);
             let inner = Place { depth: inner.depth + 1, ..inner };
-            at = start + archive::look_entry(self, &bytes[start..], &inner).max(4);
+            at = start + entry::look_entry(self, &bytes[start..], &inner).max(4);
         }
     }
 

@@ -11,8 +11,9 @@ use std::collections::HashMap;
 use super::calls;
 use super::judge::{Judgement, judge};
 use super::report::{Level, Name, Rule, Use, UseKind};
+pub(super) use super::values::{Local, Outcome, Payload, StorageRef, Top, Val};
 use super::walk::{End, Step, Walk};
-use crate::pickle::{Op, quoted, raw_unicode};
+use crate::pickle::Op;
 
 /// The most values on the stack of a scanned pickle.
 pub const MAX_STACK: usize = 2 << 20;
@@ -30,115 +31,6 @@ pub const MAX_DECODED: usize = 32 << 20;
 pub const MAX_PAYLOADS: usize = 1 << 18;
 /// The longest name, in bytes, that is shown in full.
 const MAX_NAME: usize = 512;
-
-/// What is known of a value.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Val {
-    None,
-    Bool,
-    Int(i64),
-    /// A long integer, by its bytes.
-    Long {
-        at: u32,
-        len: u32,
-    },
-    Float,
-    Text {
-        at: u32,
-        len: u32,
-    },
-    /// A text that had to be decoded.
-    OwnText(u32),
-    Bytes {
-        at: u32,
-        len: u32,
-    },
-    OwnBytes(u32),
-    ByteArray,
-    Tuple {
-        at: u32,
-        len: u32,
-    },
-    List,
-    Dict,
-    Set,
-    FrozenSet,
-    /// An imported name.
-    Global(u32),
-    /// What calling that name gave.
-    Made(u32),
-    /// What the persistent id of that storage gave.
-    Storage(u32),
-    /// Something else.
-    Unknown,
-}
-
-/// A storage that a pickle asks for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct StorageRef {
-    pub(super) offset: usize,
-    pub(super) key: String,
-    /// Elements.
-    pub(super) numel: i64,
-    /// Bytes of an element; 0 where the type is none.
-    pub(super) element: u8,
-    /// Elements of the tuple: 5 in archives, 6 in legacy files.
-    pub(super) fields: u32,
-}
-
-/// Bytes in a pickle that could hold something themselves.
-#[derive(Clone, Debug)]
-pub(super) enum Payload {
-    /// Of the stream itself.
-    Range(usize, usize),
-    /// Decoded from a text; the offset is that of the text.
-    Decoded(usize, Vec<u8>),
-}
-
-/// A finding, its offset counted from the start of the stream.
-#[derive(Clone, Debug)]
-pub(super) struct Local {
-    pub(super) level: Level,
-    pub(super) rule: Rule,
-    pub(super) offset: usize,
-    pub(super) message: String,
-}
-
-/// What is known of the value that a pickle stands for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Top {
-    Int(i64),
-    Long(Vec<u8>),
-    List,
-    Dict,
-    Other,
-}
-
-/// What came of a run.
-#[derive(Debug)]
-pub(super) struct Outcome {
-    /// Just past the last opcode that was read.
-    pub(super) end: usize,
-    pub(super) complete: bool,
-    /// Where Python would stop with an error, and why.
-    pub(super) broken: Option<(usize, String)>,
-    /// A limit of this program that was exceeded.
-    pub(super) limit: Option<String>,
-    pub(super) protocol: u8,
-    pub(super) ops: usize,
-    pub(super) names: Vec<Name>,
-    pub(super) uses: Vec<Use>,
-    pub(super) findings: Vec<Local>,
-    /// Why torch's restricted unpickler refuses it.
-    pub(super) refused: Option<(usize, String)>,
-    pub(super) storages: Vec<StorageRef>,
-    pub(super) payloads: Vec<Payload>,
-    pub(super) top: Top,
-    /// Calls that Python would make before it stops.
-    pub(super) calls: usize,
-    /// Whether all names look like names of Python.
-    pub(super) plausible: bool,
-}
 
 /// How to look at a pickle.
 #[derive(Clone, Copy, Debug, Default)]
@@ -164,12 +56,12 @@ struct Known {
 
 pub(super) struct Trace<'a> {
     pub(super) data: &'a [u8],
-    options: Options,
+    pub(super) options: Options,
     pub(super) stack: Vec<Val>,
-    marks: Vec<usize>,
-    memo: Vec<Option<Val>>,
-    memo_far: HashMap<u64, Val>,
-    memo_len: usize,
+    pub(super) marks: Vec<usize>,
+    pub(super) memo: Vec<Option<Val>>,
+    pub(super) memo_far: HashMap<u64, Val>,
+    pub(super) memo_len: usize,
     pub(super) items: Vec<Val>,
     pub(super) owned: Vec<Vec<u8>>,
     owned_bytes: usize,
@@ -180,15 +72,15 @@ pub(super) struct Trace<'a> {
     idle: usize,
     /// No stack any more: Python would have stopped.
     lost: bool,
-    out: Outcome,
+    pub(super) out: Outcome,
 }
 
 /// Python would stop here.
 pub(super) struct Break(pub(super) String);
 
-type Flow<T = ()> = Result<T, Break>;
+pub(super) type Flow<T = ()> = Result<T, Break>;
 
-fn underflow(op: Op) -> Break {
+pub(super) fn underflow(op: Op) -> Break {
     Break(format!("{} finds too few values on the stack", op.name()))
 }
 
@@ -402,30 +294,30 @@ impl<'a> Trace<'a> {
 
     // ----- stack
 
-    fn fence(&self) -> usize {
+    pub(super) fn fence(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
 
-    fn pop(&mut self, op: Op) -> Flow<Val> {
+    pub(super) fn pop(&mut self, op: Op) -> Flow<Val> {
         if self.stack.len() <= self.fence() {
             return Err(underflow(op));
         }
         self.stack.pop().ok_or_else(|| underflow(op))
     }
 
-    fn peek(&self, op: Op) -> Flow<Val> {
+    pub(super) fn peek(&self, op: Op) -> Flow<Val> {
         if self.stack.len() <= self.fence() {
             return Err(underflow(op));
         }
         self.stack.last().copied().ok_or_else(|| underflow(op))
     }
 
-    fn pop_mark(&mut self, op: Op) -> Flow<Vec<Val>> {
+    pub(super) fn pop_mark(&mut self, op: Op) -> Flow<Vec<Val>> {
         let at = self.marks.pop().ok_or_else(|| Break(format!("{} finds no mark on the stack", op.name())))?;
         Ok(self.stack.split_off(at))
     }
 
-    fn tuple(&mut self, values: &[Val]) -> Val {
+    pub(super) fn tuple(&mut self, values: &[Val]) -> Val {
         let at = self.items.len() as u32;
         self.items.extend_from_slice(values);
         Val::Tuple { at, len: values.len() as u32 }
@@ -439,11 +331,11 @@ impl<'a> Trace<'a> {
         }
     }
 
-    fn range(&self, at: usize, len: usize) -> Option<(u32, u32)> {
+    pub(super) fn range(&self, at: usize, len: usize) -> Option<(u32, u32)> {
         Some((u32::try_from(at).ok()?, u32::try_from(len).ok()?))
     }
 
-    fn own(&mut self, bytes: Vec<u8>) -> u32 {
+    pub(super) fn own(&mut self, bytes: Vec<u8>) -> u32 {
         self.owned_bytes += bytes.len();
         self.owned.push(bytes);
         self.owned.len() as u32 - 1
@@ -492,7 +384,14 @@ impl<'a> Trace<'a> {
 
     // ----- names
 
-    fn intern(&mut self, path: String, level: Level, because: Cow<'static, str>, rule: Rule, offset: usize) -> u32 {
+    pub(super) fn intern(
+        &mut self,
+        path: String,
+        level: Level,
+        because: Cow<'static, str>,
+        rule: Rule,
+        offset: usize,
+    ) -> u32 {
         self.idle = 0;
         let mut shown = path;
         if shown.len() > MAX_NAME {
@@ -521,13 +420,13 @@ impl<'a> Trace<'a> {
         index
     }
 
-    fn used(&mut self, kind: UseKind, name: u32, offset: usize) {
+    pub(super) fn used(&mut self, kind: UseKind, name: u32, offset: usize) {
         if self.out.uses.len() < self.options.uses {
             self.out.uses.push(Use { kind, offset: offset as u64, name });
         }
     }
 
-    fn global(&mut self, module: &str, name: &str, offset: usize) -> u32 {
+    pub(super) fn global(&mut self, module: &str, name: &str, offset: usize) -> u32 {
         self.out.plausible &= super::judge::is_identifier(module) && super::judge::is_identifier(name);
         let Judgement { path, level, because } = judge(module, name, self.options.script);
         let rule = if level == Level::Dangerous { Rule::DangerousGlobal } else { Rule::UnknownGlobal };
@@ -537,14 +436,14 @@ impl<'a> Trace<'a> {
     }
 
     /// A global whose name cannot be told.
-    fn computed(&mut self, offset: usize) -> u32 {
+    pub(super) fn computed(&mut self, offset: usize) -> u32 {
         let because = "its name is computed, so that it can be anything".into();
         let index = self.intern("<computed name>".to_owned(), Level::Dangerous, because, Rule::HiddenGlobal, offset);
         self.used(UseKind::Global, index, offset);
         index
     }
 
-    fn extension(&mut self, step: &Step<'_>) -> u32 {
+    pub(super) fn extension(&mut self, step: &Step<'_>) -> u32 {
         let code = step.a.iter().rev().fold(0u64, |sum, &b| sum << 8 | u64::from(b));
         let because = "the registry of the program that loads it decides what that is".into();
         let path = format!("<extension {code}>");
@@ -554,7 +453,7 @@ impl<'a> Trace<'a> {
     }
 
     /// Notes bytes that could hold something.
-    fn payload(&mut self, step: &Step<'_>) {
+    pub(super) fn payload(&mut self, step: &Step<'_>) {
         /// Shorter bytes hold no pickle that does anything.
         const SHORTEST: usize = 5;
         if step.a.len() >= SHORTEST && self.out.payloads.len() <= MAX_PAYLOADS {
@@ -572,7 +471,7 @@ impl<'a> Trace<'a> {
     }
 
     /// Something is called.
-    fn call(&mut self, op: Op, callee: Val, args: Val, offset: usize) -> Flow<Val> {
+    pub(super) fn call(&mut self, op: Op, callee: Val, args: Val, offset: usize) -> Flow<Val> {
         // The C unpickler takes tuples only; the one written in Python, lists and other collections too.
         let callable = !matches!(
             args,
@@ -625,334 +524,11 @@ impl<'a> Trace<'a> {
     }
 
     /// A global is changed, where honest pickles change objects.
-    fn change(&mut self, target: Val, op: Op, offset: usize) {
+    pub(super) fn change(&mut self, target: Val, op: Op, offset: usize) {
         if let Val::Global(name) = target {
             let message = format!("{} changes {} itself, for everything that uses it", op.name(), self.path(name));
             self.find(Level::Dangerous, Rule::PatchedGlobal, offset, message);
             self.refuse(offset, format!("{} is applied to a class or function", op.name()));
-        }
-    }
-
-    // ----- memo
-
-    fn memo_key(op: Op, line: &[u8]) -> Flow<u64> {
-        let bad = || Break(format!("the argument of {} is no number", op.name()));
-        let text = std::str::from_utf8(line).map_err(|_| bad())?.trim();
-        let digits = text.strip_prefix('+').unwrap_or(text);
-        let parts: Vec<&str> = digits.split('_').collect();
-        if parts.iter().any(|part| part.is_empty() || !part.bytes().all(|b| b.is_ascii_digit())) {
-            return Err(bad());
-        }
-        parts.concat().parse().map_err(|_| bad())
-    }
-
-    fn put(&mut self, op: Op, key: u64, offset: usize) -> Flow {
-        let value = self.peek(op)?;
-        let dense = usize::try_from(key).ok().filter(|&key| key <= self.memo.len() * 2 + 1024);
-        let before = match dense {
-            Some(key) => {
-                if key >= self.memo.len() {
-                    self.memo.resize(key + 1, None);
-                }
-                self.memo[key].replace(value)
-            }
-            None => {
-                self.trick(
-                    "it stores at a memo index far beyond all others, for which Python sets memory aside",
-                    offset,
-                );
-                self.memo_far.insert(key, value)
-            }
-        };
-        match before {
-            None => self.memo_len += 1,
-            Some(before) if before != value => self.trick("it stores two values at one memo index", offset),
-            Some(_) => {}
-        }
-        Ok(())
-    }
-
-    fn get(&mut self, op: Op, key: u64) -> Flow<Val> {
-        let dense = usize::try_from(key).ok().and_then(|key| self.memo.get(key).copied().flatten());
-        dense
-            .or_else(|| self.memo_far.get(&key).copied())
-            .ok_or_else(|| Break(format!("{} asks for memo entry {key}, which was never stored", op.name())))
-    }
-
-    // ----- opcodes
-
-    fn step(&mut self, step: &Step<'a>) -> Flow {
-        let (op, offset) = (step.op, step.offset);
-        let number = || step.a.iter().rev().fold(0u64, |sum, &b| sum << 8 | u64::from(b));
-        let value = match op {
-            Op::PROTO => {
-                let protocol = step.a.first().copied().unwrap_or(0);
-                if protocol > 5 {
-                    return Err(Break(format!("protocol {protocol} is newer than 5, the newest there is")));
-                }
-                self.out.protocol = self.out.protocol.max(protocol);
-                return Ok(());
-            }
-            Op::FRAME | Op::STOP => return Ok(()),
-            Op::MARK => {
-                self.marks.push(self.stack.len());
-                return Ok(());
-            }
-            Op::POP => {
-                if self.stack.len() > self.fence() {
-                    self.stack.pop();
-                } else {
-                    self.marks.pop().ok_or_else(|| underflow(op))?;
-                }
-                return Ok(());
-            }
-            Op::POP_MARK => {
-                self.pop_mark(op)?;
-                return Ok(());
-            }
-            Op::DUP => self.peek(op)?,
-            Op::NONE => Val::None,
-            Op::NEWTRUE | Op::NEWFALSE => Val::Bool,
-            Op::INT => match std::str::from_utf8(step.a).map(str::trim) {
-                Ok("00" | "01") => Val::Bool,
-                Ok(text) => text.parse().map_or(Val::Unknown, Val::Int),
-                Err(_) => return Err(Break("the argument of INT is no number".to_owned())),
-            },
-            Op::LONG => {
-                let text = std::str::from_utf8(step.a).unwrap_or("").trim_end_matches('L').trim();
-                text.parse().map_or(Val::Unknown, Val::Int)
-            }
-            Op::BININT => Val::Int(i64::from(number() as u32 as i32)),
-            Op::BININT1 | Op::BININT2 => Val::Int(number() as i64),
-            Op::LONG1 | Op::LONG4 => match step.a {
-                [] => Val::Int(0),
-                bytes if bytes.len() <= 8 => {
-                    let fill = if bytes.last().is_some_and(|b| b & 0x80 != 0) { 0xff } else { 0 };
-                    let mut wide = [fill; 8];
-                    wide[..bytes.len()].copy_from_slice(bytes);
-                    Val::Int(i64::from_le_bytes(wide))
-                }
-                _ => self.range(step.a_at, step.a.len()).map_or(Val::Unknown, |(at, len)| Val::Long { at, len }),
-            },
-            Op::FLOAT | Op::BINFLOAT => Val::Float,
-            Op::STRING => {
-                let bytes =
-                    quoted(step.a).ok_or_else(|| Break("the argument of STRING is not in quotes".to_owned()))?;
-                self.out.payloads.push(Payload::Decoded(offset, bytes.clone()));
-                if std::str::from_utf8(&bytes).is_err() { self.own_bytes(bytes) } else { Val::OwnText(self.own(bytes)) }
-            }
-            Op::UNICODE => match raw_unicode(step.a) {
-                Some(text) => Val::OwnText(self.own(text.into_bytes())),
-                None => Val::Unknown,
-            },
-            Op::BINSTRING | Op::SHORT_BINSTRING => {
-                self.payload(step);
-                let utf8 = std::str::from_utf8(step.a).is_ok();
-                match self.range(step.a_at, step.a.len()) {
-                    Some((at, len)) if utf8 => Val::Text { at, len },
-                    Some((at, len)) => {
-                        self.refuse(offset, "a text in it is not UTF-8".to_owned());
-                        Val::Bytes { at, len }
-                    }
-                    None => Val::Unknown,
-                }
-            }
-            Op::BINUNICODE | Op::SHORT_BINUNICODE | Op::BINUNICODE8 => {
-                match (std::str::from_utf8(step.a).is_ok(), self.range(step.a_at, step.a.len())) {
-                    (true, Some((at, len))) => Val::Text { at, len },
-                    (true, None) => Val::Unknown,
-                    // Lone surrogates are allowed, and are no name.
-                    (false, _) if step.a.contains(&0xed) => Val::Unknown,
-                    (false, _) => return Err(Break(format!("the text of {} is not UTF-8", op.name()))),
-                }
-            }
-            Op::BINBYTES | Op::SHORT_BINBYTES | Op::BINBYTES8 => {
-                self.payload(step);
-                self.range(step.a_at, step.a.len()).map_or(Val::Unknown, |(at, len)| Val::Bytes { at, len })
-            }
-            Op::BYTEARRAY8 => {
-                self.payload(step);
-                Val::ByteArray
-            }
-            Op::NEXT_BUFFER => return Err(Break("NEXT_BUFFER asks for a buffer from outside of the file".to_owned())),
-            Op::READONLY_BUFFER => {
-                self.peek(op)?;
-                return Ok(());
-            }
-            Op::EMPTY_DICT => Val::Dict,
-            Op::EMPTY_LIST => Val::List,
-            Op::EMPTY_SET => Val::Set,
-            Op::EMPTY_TUPLE => self.tuple(&[]),
-            Op::TUPLE1 | Op::TUPLE2 | Op::TUPLE3 => {
-                let n = match op {
-                    Op::TUPLE1 => 1,
-                    Op::TUPLE2 => 2,
-                    _ => 3,
-                };
-                if self.stack.len() < self.fence() + n {
-                    return Err(underflow(op));
-                }
-                let values = self.stack.split_off(self.stack.len() - n);
-                self.tuple(&values)
-            }
-            Op::TUPLE => {
-                let values = self.pop_mark(op)?;
-                self.tuple(&values)
-            }
-            Op::LIST => {
-                self.pop_mark(op)?;
-                Val::List
-            }
-            Op::DICT => {
-                self.pop_mark(op)?;
-                Val::Dict
-            }
-            Op::FROZENSET => {
-                self.pop_mark(op)?;
-                Val::FrozenSet
-            }
-            Op::APPEND | Op::APPENDS | Op::SETITEM | Op::SETITEMS | Op::ADDITEMS => return self.fill(op, offset),
-            Op::GET | Op::PUT => {
-                let key = Self::memo_key(op, step.a)?;
-                if op == Op::PUT {
-                    return self.put(op, key, offset);
-                }
-                self.get(op, key)?
-            }
-            Op::BINGET | Op::LONG_BINGET => self.get(op, number())?,
-            Op::BINPUT | Op::LONG_BINPUT => return self.put(op, number(), offset),
-            Op::MEMOIZE => return self.put(op, self.memo_len as u64, offset),
-            Op::GLOBAL | Op::INST => {
-                let not_utf8 = |_| Break(format!("the name that {} imports is not UTF-8", op.name()));
-                let module = std::str::from_utf8(step.a).map_err(not_utf8)?;
-                let name = std::str::from_utf8(step.b).map_err(not_utf8)?;
-                if op == Op::GLOBAL {
-                    calls::check_global(self, module, name, offset);
-                    Val::Global(self.global(module, name, offset))
-                } else {
-                    let args = self.pop_mark(op)?;
-                    let callee = Val::Global(self.global(module, name, offset));
-                    let args = self.tuple(&args);
-                    self.call(op, callee, args, offset)?
-                }
-            }
-            Op::STACK_GLOBAL => {
-                let name = self.pop(op)?;
-                let module = self.pop(op)?;
-                match (self.text(module).map(str::to_owned), self.text(name).map(str::to_owned)) {
-                    (Some(module), Some(name)) => Val::Global(self.global(&module, &name, offset)),
-                    _ => {
-                        let index = self.computed(offset);
-                        if matches!(
-                            (module, name),
-                            (
-                                Val::Made(_) | Val::Unknown | Val::Text { .. } | Val::OwnText(_),
-                                Val::Made(_) | Val::Unknown | Val::Text { .. } | Val::OwnText(_)
-                            )
-                        ) {
-                            Val::Global(index)
-                        } else {
-                            return Err(Break("STACK_GLOBAL wants two texts, and finds something else".to_owned()));
-                        }
-                    }
-                }
-            }
-            Op::EXT1 | Op::EXT2 | Op::EXT4 => Val::Global(self.extension(step)),
-            Op::REDUCE => {
-                let args = self.pop(op)?;
-                let callee = self.pop(op)?;
-                self.call(op, callee, args, offset)?
-            }
-            Op::NEWOBJ => {
-                let args = self.pop(op)?;
-                let callee = self.pop(op)?;
-                self.call(op, callee, args, offset)?
-            }
-            Op::NEWOBJ_EX => {
-                self.pop(op)?;
-                let args = self.pop(op)?;
-                let callee = self.pop(op)?;
-                self.call(op, callee, args, offset)?
-            }
-            Op::OBJ => {
-                let values = self.pop_mark(op)?;
-                let (&callee, args) = values.split_first().ok_or_else(|| underflow(op))?;
-                let args = self.tuple(args);
-                self.call(op, callee, args, offset)?
-            }
-            Op::BUILD => {
-                let state = self.pop(op)?;
-                let target = self.peek(op)?;
-                self.change(target, op, offset);
-                calls::build(self, target, state, offset);
-                return Ok(());
-            }
-            Op::PERSID => {
-                let id = String::from_utf8_lossy(step.a).into_owned();
-                self.persistent_text(&id, offset)
-            }
-            Op::BINPERSID => {
-                let id = self.pop(op)?;
-                self.persistent(id, offset)
-            }
-        };
-        self.stack.push(value);
-        Ok(())
-    }
-
-    fn fill(&mut self, op: Op, offset: usize) -> Flow {
-        let key = match op {
-            Op::APPEND => {
-                self.pop(op)?;
-                None
-            }
-            Op::SETITEM => {
-                self.pop(op)?;
-                Some(self.pop(op)?)
-            }
-            _ => {
-                let values = self.pop_mark(op)?;
-                if op == Op::SETITEMS && values.len() % 2 == 1 {
-                    return Err(Break("SETITEMS finds a key without a value".to_owned()));
-                }
-                values
-                    .iter()
-                    .step_by(2)
-                    .copied()
-                    .find(|key| matches!(key, Val::List | Val::Dict | Val::Set))
-                    .filter(|_| op == Op::SETITEMS)
-            }
-        };
-        let target = self.peek(op)?;
-        self.change(target, op, offset);
-        calls::fill(self, op, target, key, offset);
-        Ok(())
-    }
-
-    fn persistent_text(&mut self, id: &str, offset: usize) -> Val {
-        let because = "the program that loads it decides what that is".into();
-        let shown: String = id.chars().take(60).collect();
-        let index = self.intern(format!("<id {shown:?}>"), Level::Unknown, because, Rule::OddPersistentId, offset);
-        self.used(UseKind::PersistentId, index, offset);
-        Val::Unknown
-    }
-
-    fn persistent(&mut self, id: Val, offset: usize) -> Val {
-        match calls::storage(self, id, offset) {
-            Ok(storage) => {
-                let because = "PyTorch reads a storage by it".into();
-                let index = self.intern("<storage>".to_owned(), Level::Allowed, because, Rule::OddPersistentId, offset);
-                self.used(UseKind::PersistentId, index, offset);
-                self.out.storages.push(storage);
-                Val::Storage(self.out.storages.len() as u32 - 1)
-            }
-            Err(why) => {
-                self.refuse(offset, why.clone());
-                let because = "the program that loads it decides what that is".into();
-                let index = self.intern(format!("<id: {why}>"), Level::Unknown, because, Rule::OddPersistentId, offset);
-                self.used(UseKind::PersistentId, index, offset);
-                Val::Unknown
-            }
         }
     }
 

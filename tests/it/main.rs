@@ -10,6 +10,7 @@
 mod folding;
 mod objects;
 mod reading;
+mod scanning;
 mod support;
 
 #[cfg(feature = "cli")]
