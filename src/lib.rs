@@ -32,6 +32,10 @@
 //! | [`tensor::MAX_DIMENSIONS`] | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] | logical bytes of a view that repeats its elements |
 //!
+//! # What is scanned
+//! [`scan`] says what loading a file would execute: every import and call in every pickle, in whatever it hides, judged by
+//! allow-lists. It shares no code with the readers above, and goes on where they refuse.
+//!
 //! # What is written
 //! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`.
 //!

@@ -274,6 +274,12 @@ pub(super) fn fill(trace: &mut Trace<'_>, op: Op, target: Val, key: Option<Val>,
     }
 }
 
+/// Whether PyTorch knows where a storage tagged so belongs; whether this machine has such a device is another matter.
+fn is_location(tag: &str) -> bool {
+    const DEVICES: &[&str] = &["cuda", "hpu", "xpu", "mps", "mtia", "privateuseone"];
+    ["cpu", "meta"].contains(&tag) || DEVICES.iter().any(|device| tag.starts_with(device))
+}
+
 /// The storage that a persistent id asks for, or what is odd about the id.
 pub(super) fn storage(trace: &mut Trace<'_>, id: Val, offset: usize) -> Result<StorageRef, String> {
     let values = trace.elements(id).ok_or("it is no tuple")?;
@@ -282,7 +288,7 @@ pub(super) fn storage(trace: &mut Trace<'_>, id: Val, offset: usize) -> Result<S
         let shown: String = word.chars().take(40).collect();
         return Err(format!("it asks for {shown:?} instead of a storage"));
     }
-    let (&[_, class, key, _, numel] | &[_, class, key, _, numel, _]) = values.as_slice() else {
+    let (&[_, class, key, location, numel] | &[_, class, key, location, numel, _]) = values.as_slice() else {
         return Err(format!("it has {} parts instead of 5 or 6", values.len()));
     };
     let Val::Global(class) = class else { return Err("it names no type".to_owned()) };
@@ -301,6 +307,13 @@ pub(super) fn storage(trace: &mut Trace<'_>, id: Val, offset: usize) -> Result<S
     {
         let shown: String = key.chars().take(40).collect();
         return Err(format!("its key is {shown:?}"));
+    }
+    match trace.text(location).map(str::to_owned) {
+        Some(location) if is_location(&location) => {}
+        Some(location) => {
+            trace.refuse(offset, format!("there is no device {:?}", location.chars().take(40).collect::<String>()))
+        }
+        None => trace.refuse(offset, "the device of a storage is no text".to_owned()),
     }
     let Val::Int(numel) = numel else { return Err("its length is no number".to_owned()) };
     if numel < 0 {

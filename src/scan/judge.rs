@@ -176,9 +176,9 @@ pub(super) fn judge(module: &str, name: &str, script: bool) -> Judgement {
     if let Some(why) = danger(&path).or_else(|| danger(&as_written)) {
         return verdict(Level::Dangerous, known(why).into());
     }
-    if new_name.split('.').any(|part| part.starts_with("__"))
-        || new_module.split('.').any(|part| part.starts_with("__") && part != "__main__" && part != "__torch__")
-    {
+    let inside =
+        |part: &str| part.starts_with("__") && part.ends_with("__") && !["__main__", "__torch__"].contains(&part);
+    if path.split('.').any(inside) {
         return verdict(
             Level::Dangerous,
             "it reaches into the insides of Python, from where everything can be reached".into(),

@@ -66,6 +66,8 @@ pub(super) struct Trace<'a> {
     pub(super) owned: Vec<Vec<u8>>,
     owned_bytes: usize,
     index: HashMap<(String, Rule), u32>,
+    /// Names as they are written, to judge each once.
+    written: HashMap<String, u32>,
     known: Vec<Known>,
     frame_end: Option<usize>,
     tricks: Vec<(&'static str, usize)>,
@@ -115,6 +117,7 @@ pub(super) fn trace(data: &[u8], start: usize, options: Options) -> Outcome {
         owned: vec![],
         owned_bytes: 0,
         index: HashMap::new(),
+        written: HashMap::new(),
         known: vec![],
         frame_end: None,
         tricks: vec![],
@@ -427,10 +430,21 @@ impl<'a> Trace<'a> {
     }
 
     pub(super) fn global(&mut self, module: &str, name: &str, offset: usize) -> u32 {
-        self.out.plausible &= super::judge::is_identifier(module) && super::judge::is_identifier(name);
-        let Judgement { path, level, because } = judge(module, name, self.options.script);
-        let rule = if level == Level::Dangerous { Rule::DangerousGlobal } else { Rule::UnknownGlobal };
-        let index = self.intern(path, level, because, rule, offset);
+        self.idle = 0;
+        let key = [module, name].join("\n");
+        let index = match self.written.get(&key) {
+            Some(&index) => index,
+            None => {
+                self.out.plausible &= super::judge::is_identifier(module) && super::judge::is_identifier(name);
+                let Judgement { path, level, because } = judge(module, name, self.options.script);
+                let rule = if level == Level::Dangerous { Rule::DangerousGlobal } else { Rule::UnknownGlobal };
+                let index = self.intern(path, level, because, rule, offset);
+                if key.len() <= 2 * MAX_NAME && self.written.len() < MAX_NAMES {
+                    self.written.insert(key, index);
+                }
+                index
+            }
+        };
         self.used(UseKind::Global, index, offset);
         index
     }
