@@ -36,8 +36,8 @@ pub(super) fn ends_in_archive(bytes: &[u8]) -> bool {
 /// Why it would not.
 pub(super) fn torch_directory(bytes: &[u8]) -> Result<Vec<Central>, String> {
     let end = ends(bytes).into_iter().next().ok_or("its zip directory is missing")?;
-    if end.count != end.count_here {
-        return Err("its zip directory is split".to_owned());
+    if end.count != end.count_here || ![[0, 0], [1, 1]].contains(&end.disks) {
+        return Err("its zip directory is split over several files".to_owned());
     }
     let start = usize::try_from(end.start).map_err(|_| "its zip directory lies outside of the file")?;
     let stop =
@@ -50,6 +50,9 @@ pub(super) fn torch_directory(bytes: &[u8]) -> Result<Vec<Central>, String> {
     }
     found.truncate(count);
     for entry in &found {
+        if entry.disk != end.disks[0] && entry.disk != 1 || entry.disk == u16::MAX {
+            return Err("its entries are split over several files".to_owned());
+        }
         if entry.flags & 0x2000 != 0 {
             return Err("its zip directory is masked".to_owned());
         }
@@ -72,6 +75,9 @@ pub(super) fn torch_record<'a>(bytes: &'a [u8], entry: &Central) -> Result<Cow<'
     let name = String::from_utf8_lossy(&entry.name);
     if entry.flags & 0x61 != 0 {
         return Err(format!("its entry {name:?} is marked as encrypted or as a patch"));
+    }
+    if entry.folder || entry.name.ends_with(b"/") {
+        return Err(format!("its entry {name:?} is marked as a folder"));
     }
     let local = usize::try_from(entry.offset).ok().and_then(|at| local_at(bytes, at));
     let local = local.ok_or_else(|| format!("its entry {name:?} is not where the directory says"))?;
@@ -116,7 +122,7 @@ pub(super) fn look(scanner: &mut Scanner, bytes: &[u8], place: &Place) -> Cow<'s
     if end.differs {
         find(Rule::ZipDirectory, end.at, "its end record and its zip64 end record say different things".to_owned());
     }
-    if end.count != end.count_here {
+    if end.count != end.count_here || end.disks != [0, 0] {
         find(Rule::ZipDirectory, end.at, "it says that it is split over several files".to_owned());
     }
     let stop = end.at + 22 + end.comment;

@@ -115,6 +115,18 @@ fn rebuild(trace: &Trace<'_>, args: &[Val]) -> Result<(), String> {
     }
 }
 
+/// The layouts of tensors, as PyTorch 2.15 names them.
+const LAYOUTS: &[&str] = &[
+    "torch.strided",
+    "torch.sparse_coo",
+    "torch.sparse_csr",
+    "torch.sparse_csc",
+    "torch.sparse_bsr",
+    "torch.sparse_bsc",
+    "torch._mkldnn",
+    "torch.jagged",
+];
+
 /// A codec that honest pickles use for bytes.
 fn plain_codec(name: &str) -> bool {
     matches!(name.to_ascii_lowercase().replace(['-', '_'], "").as_str(), "latin1" | "iso88591" | "utf8" | "ascii")
@@ -177,7 +189,7 @@ fn arguments(trace: &mut Trace<'_>, op: Op, index: u32, args: Val, offset: usize
             _ => Err(format!("{path} is given something that is no tensor")),
         },
         "torch.serialization._get_layout" => match first.and_then(|name| trace.text(name)) {
-            Some(name) if n == 1 && name.starts_with("torch.") => made,
+            Some(name) if n == 1 && LAYOUTS.contains(&name) => made,
             _ => Err(format!("{path} is not given the name of a layout")),
         },
         "collections.OrderedDict" if n > 1 => wrong(),

@@ -49,6 +49,10 @@ pub(super) fn look_listed(
             end = used;
         }
     }
+    if central.folder && central.size > 0 {
+        let message = format!("entry {name:?} is marked as a folder, and has data: readers disagree on what it holds");
+        scanner.find(Level::Suspicious, Rule::ZipFlags, place, *header, message);
+    }
     if strange & !1 != 0 {
         let message =
             format!("entry {name:?} has the flags {:04x}, which some readers refuse", central.flags | local.flags);

@@ -6,6 +6,17 @@ use super::trace::{Break, Flow, Payload, Trace, Val, underflow};
 use super::walk::Step;
 use crate::pickle::{Op, quoted, raw_unicode};
 
+/// Whether bytes are UTF-8 but for lone surrogates, which Python writes and reads in texts.
+fn only_surrogates(mut bytes: &[u8]) -> bool {
+    while let Err(error) = std::str::from_utf8(bytes) {
+        match &bytes[error.valid_up_to()..] {
+            [0xed, 0xa0..=0xbf, 0x80..=0xbf, rest @ ..] => bytes = rest,
+            _ => return false,
+        }
+    }
+    true
+}
+
 impl<'a> Trace<'a> {
     // ----- memo
 
@@ -61,8 +72,10 @@ impl<'a> Trace<'a> {
         let value = match op {
             Op::PROTO => {
                 let protocol = step.a.first().copied().unwrap_or(0);
-                if protocol > 5 {
-                    return Err(Break(format!("protocol {protocol} is newer than 5, the newest there is")));
+                if protocol > 5 && self.out.broken.is_none() {
+                    // Python stops here; torch's restricted unpickler goes on.
+                    self.out.broken =
+                        Some((offset, format!("protocol {protocol} is newer than 5, the newest there is")));
                 }
                 self.out.protocol = self.out.protocol.max(protocol);
                 return Ok(());
@@ -136,7 +149,7 @@ impl<'a> Trace<'a> {
                     (true, Some((at, len))) => Val::Text { at, len },
                     (true, None) => Val::Unknown,
                     // Lone surrogates are allowed, and are no name.
-                    (false, _) if step.a.contains(&0xed) => Val::Unknown,
+                    (false, _) if only_surrogates(step.a) => Val::Unknown,
                     (false, _) => return Err(Break(format!("the text of {} is not UTF-8", op.name()))),
                 }
             }

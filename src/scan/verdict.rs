@@ -149,6 +149,15 @@ fn archive(bytes: &[u8]) -> Judged {
             return Err("its byte order is neither little nor big".to_owned());
         }
     }
+    if let Some(format) = find(".format_version") {
+        torch_record(bytes, format)?;
+    }
+    if let Some(alignment) = find(".storage_alignment") {
+        let alignment = torch_record(bytes, alignment)?;
+        if std::str::from_utf8(&alignment).ok().and_then(|text| text.trim().parse::<i64>().ok()).is_none() {
+            return Err("its alignment of storages is no number".to_owned());
+        }
+    }
     let pickle = torch_record(bytes, find("data.pkl").ok_or("it has no entry `data.pkl`")?)?;
     let outcome = follow(&pickle, 0)?;
     for storage in &outcome.storages {

@@ -10,6 +10,10 @@ pub(super) struct Central {
     pub(super) crc: u32,
     pub(super) packed: u64,
     pub(super) size: u64,
+    /// The number of the file it begins in, where an archive is split.
+    pub(super) disk: u16,
+    /// It is marked as a folder.
+    pub(super) folder: bool,
     /// Where its local header is said to be.
     pub(super) offset: u64,
     /// The other name of the Info-ZIP extra field, if it has one.
@@ -34,6 +38,8 @@ pub(super) struct Local {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EndRecord {
     pub(super) at: usize,
+    /// The numbers of this file and of the one with the directory, where an archive is split.
+    pub(super) disks: [u16; 2],
     pub(super) count: u64,
     pub(super) count_here: u64,
     pub(super) size: u64,
@@ -105,6 +111,8 @@ pub(super) fn central_at(file: &[u8], at: usize) -> Option<(Central, usize)> {
         crc: u32_at(record, 16)?,
         packed: u32_at(record, 20)?.into(),
         size: u32_at(record, 24)?.into(),
+        disk: u16_at(record, 34)?,
+        folder: u32_at(record, 38)? & 0x10 != 0,
         offset: u32_at(record, 42)?.into(),
         other_name: extras(extra_bytes)
             .find(|(id, field)| *id == 0x7075 && field.len() > 5)
@@ -147,6 +155,7 @@ pub(super) fn ends(file: &[u8]) -> Vec<EndRecord> {
 fn end_at(file: &[u8], at: usize) -> Option<EndRecord> {
     let mut end = EndRecord {
         at,
+        disks: [u16_at(file, at + 4)?, u16_at(file, at + 6)?],
         count: u16_at(file, at + 10)?.into(),
         count_here: u16_at(file, at + 8)?.into(),
         size: u32_at(file, at + 12)?.into(),

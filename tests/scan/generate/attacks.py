@@ -232,6 +232,7 @@ def broken():
     attack("newline.pkl", "a stray newline after the payload", "picklescan pull 26", PROTO2 + SYSTEM + b"\n" + STOP)
     attack("underflow.pkl", "POP of an empty stack, after the payload", "arXiv 2508.19774, exception-oriented programming", PROTO2 + SYSTEM + POP + POP + POP + STOP)
     attack("behind_break.pkl", "the payload behind a break: other readers may go on", "fickling pull 139", PROTO2 + b"\xff" + SYSTEM + STOP, None)
+    attack("protocol_only.pth", "a protocol that does not exist, which torch's restricted unpickler passes over", "found here", archive(checkpoint(b"\x80\x09" + EMPTY_DICT + STOP)), None, "suspicious", "broken-pickle")
     attack("broken_only.pkl", "broken, and nothing in it", "none", PROTO2 + EMPTY_DICT + text("x"), None, "suspicious", "broken-pickle")
     attack("after_stop.pkl", "a second pickle", "modelscan issue 338", BENIGN + EVIL, "pickles", "dangerous", "after-stop")
     attack("stop_garbage.pkl", "bytes after the end", "none", BENIGN + b"garbage" * 3, None, "suspicious", "after-stop")
@@ -281,6 +282,8 @@ def zips():
     attack("flag_both.pth", "flag bit 0 in both headers", "CVE-2025-1945", make(checkpoint(flags=1)), "torch", "dangerous", "zip-flags")
     for bit in (5, 6, 13):
         attack(f"flag_{bit}.pth", f"flag bit {bit}", "CVE-2025-1945", make(checkpoint(flags=1 << bit)), "torch", "dangerous", "zip-flags")
+    attack("folder.pth", "a payload marked as a folder", "found here", make(checkpoint(external=0x10)), "zipfile", "dangerous", "zip-flags")
+    attack("disks.pth", "an archive that says it is split", "found here", make(checkpoint(disk=7)), "zipfile")
     attack("local_name.pth", "another name in the local header", "CVE-2025-1944", make(checkpoint(local_path=b"archive/data.txt")), "torch", "dangerous", "zip-mismatch")
     attack("local_size.pth", "other sizes in the local header", "none", make(checkpoint(local_size=3, local_packed=3)), "torch", "dangerous", "zip-mismatch")
     attack("local_method.pth", "another compression in the local header", "none", make(checkpoint(local_method=8)), "torch", "dangerous", "zip-mismatch")

@@ -131,7 +131,9 @@ def archive(entries, prefix=b"", gap=b"", suffix=b"", comment=b"", hidden=(), **
             continue
         extra = entry.lies.get("central_extra", b"")
         central += b"PK\x01\x02" + struct.pack("<HH", 20, 20) + entry.record("central")
-        central += struct.pack("<HHHHHII", len(entry.path), len(extra), 0, 0, 0, 0, header) + entry.path + extra
+        central += struct.pack(
+            "<HHHHHII", len(entry.path), len(extra), 0, entry.lies.get("disk", 0), 0, entry.lies.get("external", 0), header
+        ) + entry.path + extra
     out += gap
     start = len(out) - len(prefix) + base
     out += central
