@@ -153,6 +153,12 @@ pub(super) fn judge(module: &str, name: &str, script: bool) -> Judgement {
     let as_written = format!("{module}.{name}");
     let known = |why: &str| format!("it {why}");
     let verdict = |level, because: Cow<'static, str>| Judgement { path: path.clone(), level, because };
+    if as_written.contains('\0') {
+        return verdict(
+            Level::Dangerous,
+            "Python finds built-in modules by what comes before the zero byte in the name".into(),
+        );
+    }
     if TORCH.contains_key(path.as_str()) {
         return verdict(Level::Allowed, "torch.load(weights_only=True) accepts it".into());
     }
@@ -221,6 +227,7 @@ mod tests {
             ("collections", "OrderedDict.__init__.__globals__", Level::Dangerous),
             ("__torch__.Net", "Net", Level::Unknown),
             ("osmium", "system", Level::Unknown),
+            ("os\0x", "system", Level::Dangerous),
         ] {
             assert_eq!(judge(module, name, false).level, level, "{module}.{name}");
         }

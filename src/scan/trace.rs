@@ -193,10 +193,8 @@ impl<'a> Trace<'a> {
 
     /// Python stops here with an error; from here on there is no stack.
     fn stop(&mut self, offset: usize, why: String) {
-        if self.out.broken.is_none() {
-            self.refuse(offset, format!("the pickle breaks off: {why}"));
-            self.out.broken = Some((offset, why));
-        }
+        self.refuse(offset, format!("the pickle breaks off: {why}"));
+        self.out.broken.get_or_insert((offset, why));
         self.lost = true;
     }
 
