@@ -180,6 +180,9 @@ fn arguments(trace: &mut Trace<'_>, op: Op, index: u32, args: Val, offset: usize
         "torch._utils._rebuild_tensor" if n != 4 => wrong(),
         "torch._utils._rebuild_tensor_v2" | "torch._utils._rebuild_tensor" => {
             rebuild(trace, &values).map_err(|why| format!("{path}: {why}"))?;
+            if values.get(4).is_some_and(|&gradient| gradient != Val::Bool) {
+                return Err(format!("{path}: whether it has a gradient is neither true nor false"));
+            }
             made
         }
         "torch._utils._rebuild_parameter" if n != 3 => wrong(),

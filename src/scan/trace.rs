@@ -29,6 +29,8 @@ pub const MAX_USES: usize = 1 << 20;
 pub const MAX_DECODED: usize = 32 << 20;
 /// The most pieces of bytes of a pickle that are looked into.
 pub const MAX_PAYLOADS: usize = 1 << 18;
+/// What stands for the names beyond the limit.
+const MORE: &str = "<more names>";
 /// The longest name, in bytes, that is shown in full.
 const MAX_NAME: usize = 512;
 
@@ -404,8 +406,10 @@ impl<'a> Trace<'a> {
         if let Some(&index) = self.index.get(&key) {
             return index;
         }
-        if self.out.names.len() >= MAX_NAMES {
-            return self.out.names.len() as u32 - 1;
+        let full = self.out.names.len() >= if level == Level::Dangerous { 2 * MAX_NAMES } else { MAX_NAMES };
+        if full && key.0 != MORE {
+            let because = "there are too many to list them".into();
+            return self.intern(MORE.to_owned(), Level::Unknown, because, Rule::UnknownGlobal, offset);
         }
         let index = self.out.names.len() as u32;
         self.out.names.push(Name { name: key.0.clone(), level, because });

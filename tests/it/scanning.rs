@@ -207,6 +207,15 @@ fn hostile_sizes_cost_little() {
     }
 }
 
+#[test]
+fn a_dangerous_name_is_found_behind_any_number_of_others() {
+    let others: String = (0..40_000).map(|i| format!("cm{i}\nn\n0")).collect();
+    let file = [&b"\x80\x02"[..], others.as_bytes(), b"cos\nsystem\n."].concat();
+    let report = scan_bytes("x.pkl", &file);
+    assert_eq!(report.worst(), Level::Dangerous);
+    assert!(!report.not_scanned.is_empty());
+}
+
 #[cfg(feature = "cli")]
 mod command {
     use serde_json::{Value, json};
