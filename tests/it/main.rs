@@ -13,6 +13,7 @@ mod distributed;
 mod folding;
 mod objects;
 mod reading;
+mod scanning;
 mod support;
 mod torch_files;
 
