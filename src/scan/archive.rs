@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 
 use super::entry::{look_entry, look_listed};
 use super::inflate::{Wrap, inflate};
@@ -102,6 +103,33 @@ pub(super) fn torch_record<'a>(bytes: &'a [u8], entry: &Central) -> Result<Cow<'
 pub(super) struct Listed {
     pub(super) entry: Central,
     pub(super) header: usize,
+}
+
+/// The archives in a file of `torch.distributed.checkpoint` (`*.distcp`), which holds one for each tensor, end to end, and
+/// is only ever read one by one. Under any other name that would be a trick, and so it is here unless every byte belongs
+/// to a sound archive.
+pub(super) fn one_after_another(name: &str, bytes: &[u8]) -> Option<Vec<Range<usize>>> {
+    /// The most archives in a file, and the most places tried as the end of one.
+    const MAX: usize = 1 << 16;
+    if !name.ends_with(".distcp") {
+        return None;
+    }
+    let (mut parts, mut start, mut tried) = (Vec::new(), 0, 0);
+    while start < bytes.len() {
+        let mut ends = memchr::memmem::find_iter(&bytes[start..], b"PK\x05\x06").map(|at| start + at);
+        let stop = loop {
+            tried += 1;
+            let end = ends.next().filter(|_| tried <= MAX)?;
+            let comment = u16::from_le_bytes(*bytes.get(end + 20..)?.first_chunk()?);
+            let stop = end + 22 + usize::from(comment);
+            if bytes.get(start..stop).is_some_and(|part| crate::container::zip::read(part).is_ok()) {
+                break stop;
+            }
+        };
+        parts.push(start..stop);
+        start = stop;
+    }
+    (parts.len() > 1).then_some(parts)
 }
 
 /// Looks at a whole archive.

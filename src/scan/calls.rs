@@ -295,6 +295,14 @@ fn is_location(tag: &str) -> bool {
     ["cpu", "meta"].contains(&tag) || DEVICES.iter().any(|device| tag.starts_with(device))
 }
 
+/// The class in a persistent id `("module", class, file, source)`, as legacy files have them for modules.
+pub(super) fn module_class(trace: &mut Trace<'_>, id: Val) -> Option<Val> {
+    match trace.elements(id)?.as_slice() {
+        &[word, class @ Val::Global(_), _, _] if trace.text(word) == Some("module") => Some(class),
+        _ => None,
+    }
+}
+
 /// The storage that a persistent id asks for, or what is odd about the id.
 pub(super) fn storage(trace: &mut Trace<'_>, id: Val, offset: usize) -> Result<StorageRef, String> {
     let values = trace.elements(id).ok_or("it is no tuple")?;

@@ -151,7 +151,15 @@ pub(super) fn scan(name: &str, bytes: &[u8]) -> FileReport {
     };
     let place = Place { base: Some(0), ..Place::default() };
     let role = if promises_pickle(name) { Role::Pickle } else { Role::File };
-    let kind = scanner.look(bytes, &place, role);
+    let kind = match archive::one_after_another(name, bytes) {
+        Some(parts) => {
+            for part in parts {
+                scanner.look(&bytes[part.clone()], &place.part(part.start), Role::File);
+            }
+            "zip archives one after another (torch.distributed.checkpoint)".into()
+        }
+        None => scanner.look(bytes, &place, role),
+    };
     if promises_no_pickle(name) && scanner.pickles.iter().any(|pickle| pickle.path.is_empty() && pickle.offset == 0) {
         let message = format!("it is a pickle, although its name {name:?} promises something else");
         scanner.find(Level::Suspicious, Rule::Misnamed, &place, 0, message);

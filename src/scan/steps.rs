@@ -325,6 +325,13 @@ impl<'a> Trace<'a> {
     }
 
     fn persistent(&mut self, id: Val, offset: usize) -> Val {
+        if let Some(class) = calls::module_class(self, id) {
+            let because = "PyTorch up to 1.5 gives the class of a module back, which is judged by itself".into();
+            let index =
+                self.intern("<module class>".to_owned(), Level::Allowed, because, Rule::OddPersistentId, offset);
+            self.used(UseKind::PersistentId, index, offset);
+            return class;
+        }
         match calls::storage(self, id, offset) {
             Ok(storage) => {
                 let because = "PyTorch reads a storage by it".into();
