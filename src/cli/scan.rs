@@ -116,7 +116,8 @@ fn scan(path: &Path) -> Result<FileReport, String> {
     })
 }
 
-/// Every regular file below a folder, in order of their names; symbolic links are counted, not followed.
+/// Every regular file below a folder, in order of their names, links to such files included; other symbolic links are
+/// counted, not followed.
 fn walk(folder: &Path, found: &mut Vec<PathBuf>, unreadable: &mut Vec<(PathBuf, String)>, links: &mut usize) {
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {
@@ -131,7 +132,11 @@ fn walk(folder: &Path, found: &mut Vec<PathBuf>, unreadable: &mut Vec<(PathBuf, 
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => folders.push(entry.path()),
                 Ok(kind) if kind.is_file() => found.push(entry.path()),
-                Ok(kind) if kind.is_symlink() => *links += 1,
+                // Caches of downloads are folders of links to files. What leads to another folder may lead anywhere.
+                Ok(kind) if kind.is_symlink() => match std::fs::metadata(entry.path()) {
+                    Ok(target) if target.is_file() => found.push(entry.path()),
+                    _ => *links += 1,
+                },
                 _ => {}
             }
         }
