@@ -13,6 +13,7 @@ import array
 import collections
 import io
 import json
+import os
 import pathlib
 import pickle
 import re
@@ -363,6 +364,41 @@ put("tar", "members", b"".join(record(TAR_NAMES, name, data, 0) for name, data i
 reversed_members = list(members.items())[::-1]
 put("tar", "reversed", b"".join(record(TAR_NAMES, name, data, 0) for name, data in reversed_members))
 put("tar", "other", b"".join(record(TAR_NAMES, name, b"x", 0) for name in ["readme.txt", "a/b"]))
+
+# What a scan is for --------------------------------------------------------------------------------------------------
+
+
+class Runs:
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
+
+
+for protocol in range(6):
+    put("scan", f"system-{protocol}", pickle.dumps({"weights": [1.0], "run": Runs(os.system, "true")}, protocol))
+put("scan", "eval", pickle.dumps(Runs(eval, "1"), 4))
+put("scan", "indirect", pickle.dumps(Runs(getattr, Runs(__import__, "os"), "system"), 2))
+put("scan", "instance", b"(S'true'\nios\nsystem\n.")
+put("scan", "object", b"(cos\nsystem\nS'true'\no.")
+put("scan", "memo", b"\x80\x04\x8c\x02os\x94\x8c\x06system\x94h\0h\x01\x93\x8c\x04true\x85R.")
+put("scan", "popped", b"\x80\x02cos\nsystem\n0N.")
+put("scan", "broken", b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R\xff")
+put("scan", "two", pickle.dumps(1, 2) + pickle.dumps(Runs(os.system, "true"), 2))
+put("scan", "extension", b"\x80\x02\x82\x01)R.")
+put("scan", "build", b"\x80\x02cos\nenviron\n}X\x01\0\0\0aK\x01sb.")
+put("scan", "state", pickle.dumps(objects["state"]["fc.weight"].tolist(), 2))
+put("scan", "archive", b"\xff" + zip_records(saved(objects["training"])))
+hidden = record(ZIP_NAMES, "data.pkl", pickle.dumps({}, 2), 0)
+hidden += record(ZIP_NAMES, "data/0", pickle.dumps(Runs(os.system, "true"), 2), 0)
+put("scan", "hidden", b"\xff" + hidden)
+put("scan", "legacy", HEAD + pickle.dumps(Runs(os.system, "true"), 2) + pickle.dumps([], 2))
+put("scan", "tar", tarred(members, tarfile.USTAR_FORMAT))
+nested = io.BytesIO()
+with zipfile.ZipFile(nested, "w") as archive:
+    archive.writestr("inner.zip", deflated(saved(objects["list"])))
+put("scan", "nested", nested.getvalue())
 
 # safetensors -------------------------------------------------------------------------------------------------------
 

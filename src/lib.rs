@@ -46,6 +46,10 @@
 //! | [`tensor::MAX_DIMENSIONS`] (64) | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] (1 GiB) | logical bytes of a view that repeats its elements |
 //!
+//! # What is scanned
+//! [`scan`] says what loading a file would execute: every import and call in every pickle, in whatever it hides, judged by
+//! allow-lists. It shares no code with the readers above, and goes on where they refuse.
+//!
 //! # What is written
 //! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`.
 //!
@@ -69,6 +73,7 @@ pub mod model;
 mod naming;
 pub mod pickle;
 mod plan;
+pub mod scan;
 pub mod tensor;
 mod write;
 

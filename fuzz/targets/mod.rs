@@ -5,6 +5,7 @@
 
 mod build;
 mod pickles;
+mod scans;
 mod walk;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::path::Path;
 use m2pt_surgery::{Checkpoint, Container, Error, SafetensorsProblem};
 
 pub(crate) use pickles::pickle;
+pub(crate) use scans::scan;
 
 /// A target: it panics if the product does what it must not.
 pub(crate) type Target = fn(&[u8]) -> bool;
@@ -26,6 +28,7 @@ pub(crate) const ALL: &[(&str, Target)] = &[
     ("index_json", index_json),
     ("dcp", dcp),
     ("npy", npy),
+    ("scan", scan),
 ];
 
 /// The largest data section that is made up for a header, in bytes.
@@ -154,12 +157,15 @@ pub(crate) fn safetensors(input: &[u8]) -> bool {
 }
 
 /// Refusals of files that the `safetensors` crate reads: a name that occurs twice (it keeps the last), fields of a tensor
-/// that the format does not have (it ignores them), types of less than a byte, and limits.
+/// that the format does not have (it ignores them), types of less than a byte, limits, and a tensor as a list or `null` as
+/// metadata (its JSON library takes both for what they stand for).
 fn is_stricter(error: &Error) -> bool {
     match error {
         Error::Safetensors { problem: SafetensorsProblem::UnknownType { .. }, .. } => true,
         Error::Safetensors { problem: SafetensorsProblem::Header { reason }, .. } => {
-            ["occurs twice", "more than", "unknown field"].iter().any(|known| reason.contains(known))
+            ["occurs twice", "more than", "is the limit", "is unknown", "invalid type"]
+                .iter()
+                .any(|of| reason.contains(of))
         }
         Error::Tensor { .. } | Error::Tree { .. } => true,
         _ => false,

@@ -47,7 +47,7 @@ fn same(one: &Node, other: &Node) -> bool {
 }
 
 /// Every value that the root leads to.
-fn reachable(pickle: &Pickle) -> Vec<NodeId> {
+pub(super) fn reachable(pickle: &Pickle) -> Vec<NodeId> {
     let mut seen = vec![false; pickle.len()];
     let mut ids = vec![pickle.root()];
     seen[pickle.root().index()] = true;

@@ -6,6 +6,7 @@ mod inspect;
 mod lambdas;
 mod printer;
 mod progress;
+mod scan;
 mod text;
 
 use std::io::{self, ErrorKind};
@@ -22,7 +23,7 @@ const FINDING: u8 = 1;
 /// Could not be done.
 const FAILED: u8 = 2;
 
-/// Surgery on model checkpoints: look into them, and fold auxiliary weights into vision transformers.
+/// Surgery on model checkpoints: look into them, fold auxiliary weights into vision transformers, scan for what would execute.
 ///
 /// Nothing in a checkpoint is ever executed. Results go to standard output, everything else to standard error.
 #[derive(Parser, Debug)]
@@ -34,6 +35,7 @@ const FAILED: u8 = 2;
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.safetensors
   m2pt-surgery diff image.pth merged.pth
+  m2pt-surgery scan downloads/
 
 Exit status: 0 done; 1 done, with a finding; 2 could not be done."
 )]
@@ -63,6 +65,7 @@ enum Command {
     Inspect(inspect::Args),
     Fold(Box<fold::Args>),
     Diff(diff::Args),
+    Scan(scan::Args),
 }
 
 /// Runs the program.
@@ -75,6 +78,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
         Command::Diff(args) => diff::run(args, &mut printer),
+        Command::Scan(args) => scan::run(args, &mut printer),
     };
     match result.and_then(|code| Ok(printer.flush().map(|()| code)?)) {
         Ok(code) => code,

@@ -235,7 +235,7 @@ fn of_part(source: Source) -> Result<Contents> {
 }
 
 /// Reads the directory and object tree of one file; `path` is for messages.
-fn part(path: &Path, file: &[u8]) -> Result<Part> {
+pub(crate) fn part(path: &Path, file: &[u8]) -> Result<Part> {
     match sniff::container(path, file)? {
         Kind::Zip => archive::open(path, file),
         Kind::Legacy => legacy::open(path, file),

@@ -129,7 +129,7 @@ pub(super) fn integer_text(op: Op, line: &[u8]) -> Step<Node> {
 }
 
 /// The bytes of a quoted Python 2 `repr` of a string: `'...'` or `"..."` with backslash escapes.
-pub(super) fn quoted(line: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn quoted(line: &[u8]) -> Option<Vec<u8>> {
     let (first, last) = (line.first()?, line.last()?);
     if line.len() < 2 || first != last || !matches!(first, b'\'' | b'"') {
         return None;
@@ -179,7 +179,7 @@ pub(super) fn quoted(line: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// Python's raw-unicode-escape: Latin-1 text with `\uXXXX` and `\UXXXXXXXX`; lone surrogates as [`unicode`] has them.
-pub(super) fn raw_unicode(line: &[u8]) -> Option<String> {
+pub(crate) fn raw_unicode(line: &[u8]) -> Option<String> {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
     while let Some((&byte, tail)) = rest.split_first() {

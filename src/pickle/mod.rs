@@ -16,9 +16,11 @@ mod memo;
 mod node;
 mod opcode;
 
+pub(crate) use argument::{quoted, raw_unicode};
 pub use emit::Emitter;
 pub use error::{Error, ErrorKind};
 pub use machine::{
     MAX_GLOBAL_BYTES, MAX_GLOBALS, MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, MAX_VALUE_BYTES, parse,
 };
 pub use node::{Call, Global, Items, Node, NodeId, Object, Pickle};
+pub(crate) use opcode::{Arg, Op};

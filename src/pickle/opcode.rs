@@ -2,7 +2,7 @@
 
 /// How an opcode's argument is stored after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arg {
+pub(crate) enum Arg {
     /// No argument.
     None,
     /// That many bytes, little-endian.
@@ -20,18 +20,18 @@ macro_rules! opcodes {
         /// A pickle opcode.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[expect(clippy::upper_case_acronyms, non_camel_case_types, reason = "the names pickletools gives them")]
-        pub(super) enum Op { $( $name, )* }
+        pub(crate) enum Op { $( $name, )* }
 
         impl Op {
-            pub(super) fn from_byte(byte: u8) -> Option<Op> {
+            pub(crate) fn from_byte(byte: u8) -> Option<Op> {
                 match byte { $( $byte => Some(Op::$name), )* _ => None }
             }
 
-            pub(super) fn name(self) -> &'static str {
+            pub(crate) fn name(self) -> &'static str {
                 match self { $( Op::$name => stringify!($name), )* }
             }
 
-            pub(super) fn arg(self) -> Arg {
+            pub(crate) fn arg(self) -> Arg {
                 match self { $( Op::$name => $arg, )* }
             }
         }

@@ -337,6 +337,11 @@ fn npy() {
     replay("npy", 15);
 }
 
+#[test]
+fn scan() {
+    replay("scan", 20);
+}
+
 /// So that the list of targets, the fuzzers and the seeds cannot drift apart.
 #[test]
 fn every_target_has_a_fuzzer_and_seeds() {

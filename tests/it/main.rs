@@ -14,6 +14,7 @@ mod folding;
 mod fuzzed;
 mod objects;
 mod reading;
+mod scanning;
 mod support;
 mod torch_files;
 
