@@ -36,7 +36,7 @@ fn consistent(file: &[u8]) -> FileReport {
     }
     for pickle in &report.pickles {
         for one in &pickle.uses {
-            assert!(one.offset < pickle.length, "{one:?}");
+            assert!((pickle.offset..pickle.offset + pickle.length).contains(&one.offset), "{one:?}");
             let name = &pickle.names[one.name as usize];
             // What is not allowed is a finding, or there are too many to list.
             let level = |known: Level| report.findings.iter().any(|finding| finding.level >= known);
@@ -52,11 +52,8 @@ fn nothing_is_missed(input: &[u8], report: &FileReport) {
         return;
     }
     let uses = report.pickles.iter().filter(|found| found.path.is_empty());
-    let mut uses: Vec<u64> = uses
-        .flat_map(|found| {
-            found.uses.iter().filter(|one| one.kind == UseKind::Global).map(|one| found.offset + one.offset)
-        })
-        .collect();
+    let uses = uses.flat_map(|found| found.uses.iter().filter(|one| one.kind == UseKind::Global));
+    let mut uses: Vec<u64> = uses.map(|one| one.offset).collect();
     uses.sort_unstable();
     for id in pickles::reachable(&pickle) {
         if let Node::Global(global) = pickle.node(id) {
