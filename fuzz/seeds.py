@@ -388,6 +388,14 @@ put("scan", "broken", b"\x80\x02cos\nsystem\nX\x04\0\0\0true\x85R\xff")
 put("scan", "two", pickle.dumps(1, 2) + pickle.dumps(Runs(os.system, "true"), 2))
 put("scan", "extension", b"\x80\x02\x82\x01)R.")
 put("scan", "build", b"\x80\x02cos\nenviron\n}X\x01\0\0\0aK\x01sb.")
+# What was clean once.
+CALL = b"(S'true'\ntR"
+NOTHING = b"N0" * 2100
+put("scan", "was-names", b"cos\nsystem\n" + CALL + b"0c!!\n!!\n.")
+put("scan", "was-stack-names", b"\x8c\x02os\x8c\x06system\x93" + CALL + b"0c!!\n!!\n.")
+put("scan", "was-instance", b"(S'true'\nios\nsystem\n0c!!\n!!\n.")
+put("scan", "was-any-name", b"ctorch.ops\n!!\n0cos\nsystem\n" + CALL + b".")
+put("scan", "was-patience", b"\x8c\x02os\x940\x8c\x06system\x940" + NOTHING + b"h\0h\x01\x93" + CALL + b".")
 put("scan", "state", pickle.dumps(objects["state"]["fc.weight"].tolist(), 2))
 put("scan", "archive", b"\xff" + zip_records(saved(objects["training"])))
 hidden = record(ZIP_NAMES, "data.pkl", pickle.dumps({}, 2), 0)

@@ -339,7 +339,7 @@ fn npy() {
 
 #[test]
 fn scan() {
-    replay("scan", 20);
+    replay("scan", 25);
 }
 
 /// So that the list of targets, the fuzzers and the seeds cannot drift apart.
