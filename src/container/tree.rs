@@ -15,6 +15,9 @@ pub const MAX_ALL_NAMES_BYTES: usize = 24 << 20;
 /// The largest number of values visited on the walk; values that are shared count each time they are reached.
 pub const MAX_VISITS: usize = 4 << 20;
 
+/// What stands for a key that is no text, number, or tuple of these.
+const NO_TEXT: &str = "<key>";
+
 /// The place of a value in a [`Tree`].
 pub(crate) type ValueId = u32;
 
@@ -199,7 +202,7 @@ impl Tree {
                 let items: Vec<_> = items.iter().take(8).map(leaf).collect();
                 format!("({})", items.join(",")).into()
             }
-            _ => "<key>".into(),
+            _ => NO_TEXT.into(),
         }
     }
 
@@ -323,7 +326,11 @@ impl Walk<'_> {
                 self.step()?;
                 continue;
             }
-            push(path, &tree.key_text(*key));
+            match &*tree.key_text(*key) {
+                // Two of these in a dictionary are two values.
+                NO_TEXT if !text => push(path, &format!("<value {number}>")),
+                key => push(path, key),
+            }
             self.visit(*value, path, Place { parent, named: named && text, module }, depth + 1)?;
             path.truncate(length);
         }
