@@ -186,7 +186,7 @@ fn find_directory(file: &[u8]) -> Result<(Range<usize>, u64), ZipProblem> {
     if let Some(locator) = end.checked_sub(20).filter(|&at| file[at..].starts_with(END64_LOCATOR)) {
         let at = u64_at(file, locator + 8).and_then(|at| usize::try_from(at).ok()).ok_or_else(short)?;
         if !file.get(at..).is_some_and(|rest| rest.starts_with(END64)) || at >= locator {
-            return Err(damaged("the zip64 end record is not where its locator says"));
+            return Err(damaged(SEVERAL));
         }
         let record = u64_at(file, at + 4).and_then(|size| size.checked_add(12 + at as u64));
         if record != Some(locator as u64) {
