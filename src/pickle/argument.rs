@@ -82,6 +82,10 @@ pub(super) fn integer_text(op: Op, line: &[u8]) -> Step<Node> {
     const MAX_DIGITS: usize = 4300;
     let bad = ErrorKind::BadArgument(op.name());
     let text = text(op, line)?.trim();
+    // Of Python's two unpicklers, one reads such a number as octal, and one refuses it.
+    if text.trim_start_matches(['+', '-']).strip_prefix('0').is_some_and(|more| !more.is_empty()) {
+        return Err(bad);
+    }
     if let Ok(value) = text.parse() {
         return Ok(Node::Int(value));
     }
@@ -126,7 +130,6 @@ pub(super) fn integer_text(op: Op, line: &[u8]) -> Step<Node> {
 
 /// The bytes of a quoted Python 2 `repr` of a string: `'...'` or `"..."` with backslash escapes.
 pub(crate) fn quoted(line: &[u8]) -> Option<Vec<u8>> {
-    let line = line.trim_ascii();
     let (first, last) = (line.first()?, line.last()?);
     if line.len() < 2 || first != last || !matches!(first, b'\'' | b'"') {
         return None;
@@ -175,7 +178,7 @@ pub(crate) fn quoted(line: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Python's raw-unicode-escape: Latin-1 text with `\uXXXX` and `\UXXXXXXXX`.
+/// Python's raw-unicode-escape: Latin-1 text with `\uXXXX` and `\UXXXXXXXX`; lone surrogates as [`unicode`] has them.
 pub(crate) fn raw_unicode(line: &[u8]) -> Option<String> {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;
@@ -183,14 +186,24 @@ pub(crate) fn raw_unicode(line: &[u8]) -> Option<String> {
         let digits = match (byte, tail.first()) {
             (b'\\', Some(b'u')) => 4,
             (b'\\', Some(b'U')) => 8,
+            (b'\\', Some(&next)) => {
+                // Of two backslashes, the second begins nothing.
+                out.extend(['\\', char::from(next)]);
+                rest = &tail[1..];
+                continue;
+            }
             _ => {
                 out.push(char::from(byte));
                 rest = tail;
                 continue;
             }
         };
-        let hex = std::str::from_utf8(tail.get(1..1 + digits)?).ok()?;
-        out.push(char::from_u32(u32::from_str_radix(hex, 16).ok()?)?);
+        let hex = tail.get(1..1 + digits).filter(|hex| hex.iter().all(u8::is_ascii_hexdigit))?;
+        let hex = std::str::from_utf8(hex).ok()?;
+        match u32::from_str_radix(hex, 16).ok()? {
+            code @ 0xd800..=0xdfff => out.push_str(&format!("\\u{code:04x}")),
+            code => out.push(char::from_u32(code)?),
+        }
         rest = &tail[1 + digits..];
     }
     Some(out)

@@ -37,9 +37,21 @@ fn integers_of_every_protocol_are_pythons() {
 }
 
 #[test]
+fn integers_that_python_reads_in_two_ways_are_refused() {
+    // 8 to pickle.loads, an error to pickle._loads.
+    assert_eq!(refused(b"I010\n."), (0, ErrorKind::BadArgument("INT")));
+    assert_eq!(refused(b"L-010L\n."), (0, ErrorKind::BadArgument("LONG")));
+    assert_eq!(root(b"I0\n."), Node::Int(0));
+}
+
+#[test]
 fn text_and_bytes_are_pythons() {
     // pickle.dumps("a\\b\u00e9\u4e2d\n", 0)
     assert_eq!(root(b"Va\\u005cb\xe9\\u4e2d\\u000a\np0\n."), Node::Str("a\\b\u{e9}\u{4e2d}\n".into()));
+    // pickle.loads(rb"V\\u0041\\\u0041\" + b"\n.")
+    assert_eq!(root(b"V\\\\u0041\\\\\\u0041\\\n."), Node::Str("\\\\u0041\\\\A\\".into()));
+    assert_eq!(refused(b"V\\U+001f600\n."), (0, ErrorKind::BadArgument("UNICODE")));
+    assert_eq!(refused(b"S'a' \n."), (0, ErrorKind::BadArgument("STRING")));
     assert_eq!(root(b"S'it\\'s \\x41\\101\\n'\n."), Node::Str("it's AA\n".into()));
     assert_eq!(root(b"U\x02\xff\x00."), Node::Bytes([0xff, 0].into()));
     assert_eq!(root(b"G\x3f\xb9\x99\x99\x99\x99\x99\x9a."), Node::Float(0.1));
@@ -58,6 +70,8 @@ fn long_integers_are_exact() {
 fn lone_surrogates_are_kept_as_text() {
     // pickle.dumps("a\udce9b", 2) is X 05000000 61 ed b3 a9 62
     assert_eq!(root(b"X\x05\x00\x00\x00a\xed\xb3\xa9b."), Node::Str("a\\udce9b".into()));
+    // pickle.dumps("a\udce9b", 0)
+    assert_eq!(root(b"Va\\udce9b\np0\n."), Node::Str("a\\udce9b".into()));
     assert_eq!(refused(b"X\x01\x00\x00\x00\xff.").1, ErrorKind::NotUtf8("BINUNICODE"));
 }
 

@@ -19,13 +19,14 @@ pub(super) fn is_pickle(bytes: &[u8], role: Role, script: bool) -> bool {
     if role == Role::Pickle {
         return true;
     }
-    /// Opcodes without a name after which bytes without PROTO are none.
+    /// Opcodes without a name after which bytes without PROTO are none, where no loader begins to read.
     const PATIENCE: usize = 2000;
     let marked = bytes[0] == 0x80 && bytes.get(1).is_some_and(|&protocol| protocol <= 5);
     if marked && role == Role::File {
         return true;
     }
-    let outcome = trace(bytes, 0, Options { script, patience: Some(PATIENCE), uses: 1 << 16 });
+    let patience = if role == Role::File { usize::MAX } else { PATIENCE };
+    let outcome = trace(bytes, 0, Options { script, patience: Some(patience), uses: 1 << 16 });
     if outcome.uses.is_empty() {
         // Harmless, but a pickle if it says so and goes on for a while, or if it is all there is.
         let ends = outcome.complete && outcome.end == bytes.len() && outcome.ops >= 2;
@@ -34,7 +35,8 @@ pub(super) fn is_pickle(bytes: &[u8], role: Role, script: bool) -> bool {
             _ => marked && outcome.complete && outcome.ops >= 4,
         };
     }
-    outcome.plausible && (marked || outcome.complete || outcome.calls > 0)
+    // What a file begins with is executed up to the first error, whatever its names look like.
+    (outcome.plausible || role == Role::File) && (marked || outcome.complete || outcome.calls > 0)
 }
 
 /// Looks at the pickles that bytes begin with, and at what comes after them.

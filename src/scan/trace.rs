@@ -437,7 +437,9 @@ impl<'a> Trace<'a> {
         let index = match self.written.get(&key) {
             Some(&index) => index,
             None => {
-                self.out.plausible &= super::judge::is_identifier(module) && super::judge::is_identifier(name);
+                // A name that cannot be imported comes too late for what was called before.
+                self.out.plausible &=
+                    self.out.calls > 0 || super::judge::is_identifier(module) && super::judge::is_identifier(name);
                 let Judgement { path, level, because } = judge(module, name, self.options.script);
                 let rule = if level == Level::Dangerous { Rule::DangerousGlobal } else { Rule::UnknownGlobal };
                 let index = self.intern(path, level, because, rule, offset);

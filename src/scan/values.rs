@@ -107,6 +107,6 @@ pub(super) struct Outcome {
     pub(super) top: Top,
     /// Calls that Python would make before it stops.
     pub(super) calls: usize,
-    /// Whether all names look like names of Python.
+    /// Whether all names up to the first call look like names of Python.
     pub(super) plausible: bool,
 }

@@ -216,6 +216,26 @@ fn a_dangerous_name_is_found_behind_any_number_of_others() {
     assert!(!report.not_scanned.is_empty());
 }
 
+/// Files that `torch.load(path, weights_only=False)` and `pickle.load` were seen to execute up to an error, or whole.
+#[test]
+fn what_a_file_begins_with_is_followed_whatever_it_looks_like() {
+    let call: &[u8] = b"(S'echo executed'\ntR";
+    let nothing = b"N0".repeat(3000);
+    for file in [
+        [b"cos\nsystem\n", call, b"0c!!\n!!\n."].concat(),
+        [b"\x8c\x02os\x8c\x06system\x93", call, b"0c!!\n!!\n."].concat(),
+        b"(S'echo executed'\nios\nsystem\n0c!!\n!!\n.".to_vec(),
+        [b"ctorch.ops\n!!\n0cos\nsystem\n", call, b"."].concat(),
+        [b"\x8c\x02os\x940\x8c\x06system\x940", &nothing[..], b"h\0h\x01\x93", call, b"."].concat(),
+        [b"Vos\np0\n0Vsystem\np1\n0", &nothing[..], b"g0\ng1\n\x93", call, b"."].concat(),
+    ] {
+        let report = scan_bytes("model.pth", &file);
+        let names: Vec<_> = report.pickles.iter().flat_map(|pickle| &pickle.names).map(|name| &*name.name).collect();
+        assert_eq!(report.worst(), Level::Dangerous, "{}", file.escape_ascii());
+        assert!(names.contains(&"os.system"), "{names:?}");
+    }
+}
+
 #[cfg(feature = "cli")]
 mod command {
     use serde_json::Value;

@@ -1,0 +1,10 @@
+//! See `targets::safetensors`.
+#![no_main]
+
+#[path = "../targets/mod.rs"]
+#[allow(dead_code)]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    targets::safetensors(input);
+});
