@@ -67,7 +67,7 @@ pub enum RootProblem {
     #[error("it holds averaged (EMA) weights only, which are never taken silently; name them with --root (--aux-root for an auxiliary):\n{}", Listing(.0))]
     OnlyEma(Vec<Root>),
     /// There is no such root.
-    #[error("it has nothing at {path:?}; what there is:\n{}", Listing(.roots))]
+    #[error("it has nothing at {path:?}; {}", if .roots.is_empty() { "its tensors are in no dictionary by name, and '' takes all by their full paths".to_owned() } else { format!("what there is:\n{}", Listing(.roots)) })]
     NoSuchRoot {
         /// The path asked for.
         path: String,

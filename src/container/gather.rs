@@ -15,6 +15,7 @@ pub const MAX_FILES: usize = 1 << 14;
 pub(super) struct Gather {
     pub(super) sources: Vec<Source>,
     pub(super) values: Vec<Value>,
+    pub(super) loose: Vec<ValueId>,
     pub(super) tensors: Vec<Stored>,
     pub(super) storages: Vec<Storage>,
 }
@@ -53,6 +54,7 @@ impl Gather {
         }
         let (first, first_tensor) = (self.values.len() as ValueId, self.tensors.len());
         self.values.extend(tree.values.into_iter().map(|value| value.shifted(first, first_tensor)));
+        self.loose.extend(tree.loose.into_iter().map(|id| id + first));
         self.tensors.append(&mut tensors);
         self.storages.append(&mut storages);
         Ok(first + tree.root)
@@ -60,8 +62,8 @@ impl Gather {
 
     /// All of it, with `root` as the top.
     pub(super) fn contents(self, container: Container, root: ValueId) -> Contents {
-        let Gather { sources, values, tensors, storages } = self;
-        Contents { container, sources, tree: Tree { values, root }, tensors, storages }
+        let Gather { sources, values, loose, tensors, storages } = self;
+        Contents { container, sources, tree: Tree { values, root, loose }, tensors, storages }
     }
 }
 

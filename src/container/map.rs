@@ -1,5 +1,6 @@
 //! Read-only memory maps: with `shrunk.rs`, which deals with files that are cut meanwhile, the only `unsafe` code.
 
+use std::fmt;
 use std::fs::{File, Metadata};
 use std::ops::Deref;
 use std::path::Path;
@@ -10,7 +11,6 @@ use super::shrunk::{Watch, watch_map};
 use crate::error::{Error, Result};
 
 /// A whole file, mapped for reading; or bytes that are in memory already.
-#[derive(Debug)]
 pub(crate) enum Map {
     Mapped(Mapped),
     Memory(Vec<u8>),
@@ -78,6 +78,12 @@ impl Map {
 /// When the file was changed last, where the system tells.
 fn modified(metadata: &Metadata) -> Option<SystemTime> {
     metadata.modified().ok()
+}
+
+impl fmt::Debug for Map {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Map({} bytes)", self.len())
+    }
 }
 
 impl Deref for Map {

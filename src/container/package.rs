@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::archive::Archive;
 use super::rebuild::{Rebuilt, ScriptClasses};
-use super::{Container, Part, Storage, Stored, Tree, Value};
+use super::{Container, Part, Storage, Stored, Tree, Value, zip};
 use crate::container::MAX_TENSORS;
 use crate::error::Result;
 use crate::pickle;
@@ -24,8 +24,14 @@ pub(super) fn root<'a>(archive: &Archive<'a>) -> Option<&'a str> {
 /// Reads every pickle below `root`. A single one is the object; several are a mapping by `package/resource.pkl`.
 pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
     let hidden = format!("{root}.data/");
-    let is_pickle = |name: &str| name.starts_with(root) && name.ends_with(".pkl") && !name.starts_with(&hidden);
-    let pickles: Vec<_> = archive.entries.iter().filter(|e| is_pickle(&e.name)).collect();
+    let is_inside = |name: &str| name.starts_with(root) && !name.starts_with(&hidden) && !name.ends_with(".py");
+    // `save_pickle` takes any name.
+    let is_pickle = |entry: &zip::Entry| {
+        entry.name.ends_with(".pkl")
+            || entry.head(archive.file, 2).is_ok_and(|head| matches!(*head, [0x80, 2..=5]))
+                && archive.object(entry, &ScriptClasses::new()).is_ok()
+    };
+    let pickles: Vec<_> = archive.entries.iter().filter(|e| is_inside(&e.name) && is_pickle(e)).collect();
     if pickles.is_empty() {
         return Err(archive.not("a torch.package archive without pickles", "export it again with save_pickle()"));
     }
@@ -33,7 +39,7 @@ pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
         return Err(archive.not("a torch.package archive of more than 4096 pickles", "split it"));
     }
     let order = archive.byte_order(root)?;
-    let mut tree = Tree { values: vec![Value::None], root: 0 };
+    let mut tree = Tree { values: vec![Value::None], root: 0, loose: Vec::new() };
     let (mut tensors, mut storages) = (Vec::<Stored>::new(), Vec::<Storage>::new());
     let mut by_key: HashMap<std::sync::Arc<str>, usize> = HashMap::new();
     let mut entries = Vec::new();

@@ -158,7 +158,7 @@ fn tree(header: Header) -> Tree {
         root.push((add(Value::Str("__metadata__".into())), add(Value::Map(metadata))));
     }
     values[0] = Value::Map(root);
-    Tree { values, root: 0 }
+    Tree { values, root: 0, loose: Vec::new() }
 }
 
 #[cfg(test)]

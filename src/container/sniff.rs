@@ -87,6 +87,18 @@ pub(super) fn container(path: &Path, file: &[u8]) -> Result<Kind> {
         );
     }
     if file.starts_with(&[0x80]) && file.get(1).is_some_and(|&p| (1..=5).contains(&p)) {
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some("data.pkl") => {
+                return not(
+                    "a part of an archive of torch.save that was unpacked",
+                    "zip its folder again without compression: `zip -0r model.pth FOLDER`",
+                );
+            }
+            Some(".metadata") => {
+                return not("the directory of a distributed checkpoint, or another pickle", "give the folder it is in");
+            }
+            _ => {}
+        }
         return not(
             "a pickle that torch.save did not write (plain pickle, joblib, ...)",
             "load it in Python, and save its tensors with torch.save(obj, path)",

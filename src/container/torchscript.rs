@@ -4,8 +4,8 @@
 //! that declare names are read.
 
 use super::archive::Archive;
-use super::rebuild::{ScriptClass, ScriptClasses};
-use super::{Container, Part, zip};
+use super::rebuild::{Rebuilt, ScriptClass, ScriptClasses};
+use super::{Container, Part, Stored, zip};
 use crate::error::Result;
 
 /// The largest file of code that is read, in bytes; and the most of all together.
@@ -23,7 +23,25 @@ pub(super) fn open(archive: &Archive<'_>, object: &zip::Entry, root: &str) -> Re
         left -= code.len() as u64;
         declarations(&path.replace('/', "."), &String::from_utf8_lossy(&code), &mut classes);
     }
-    archive.part(Container::TorchScript, object, root, &classes)
+    let mut part = archive.part(Container::TorchScript, object, root, &classes)?;
+    // A frozen module has its weights here.
+    if let Some(constants) = archive.find(&format!("{root}constants.pkl")) {
+        let Rebuilt { tree, tensors, storages } = archive.object(constants, &classes)?;
+        let (first, first_storage) = (part.tensors.len(), part.storages.len());
+        let order = archive.byte_order(root)?;
+        part.storages
+            .extend(storages.into_iter().map(|s| archive.storage(format!("{root}constants/{}", s.key), &s, order)));
+        part.tensors.extend(tensors.into_iter().map(|tensor| match tensor {
+            Stored::Dense(mut dense) => {
+                dense.storage += first_storage;
+                Stored::Dense(dense)
+            }
+            other => other,
+        }));
+        let constants = part.tree.graft(tree, first);
+        part.tree.loose.push(constants);
+    }
+    Ok(part)
 }
 
 /// Adds the classes that `code`, the file of the module `module`, declares.

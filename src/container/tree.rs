@@ -15,6 +15,9 @@ pub const MAX_ALL_NAMES_BYTES: usize = 24 << 20;
 /// The largest number of values visited on the walk; values that are shared count each time they are reached.
 pub const MAX_VISITS: usize = 4 << 20;
 
+/// What stands for a key that is no text, number, or tuple of these.
+const NO_TEXT: &str = "<key>";
+
 /// The place of a value in a [`Tree`].
 pub(crate) type ValueId = u32;
 
@@ -51,8 +54,11 @@ pub(crate) struct Module {
     pub(crate) class: Arc<str>,
     /// Parameters, persistent buffers and submodules by name: what `state_dict()` is made of, in its order.
     pub(crate) entries: Vec<(ValueId, ValueId)>,
-    /// All other attributes.
+    /// All other attributes, and entries if it is a dictionary too.
     pub(crate) rest: Vec<(ValueId, ValueId)>,
+    /// What it was made with; members if it is a list too.
+    pub(crate) args: Vec<ValueId>,
+    pub(crate) items: Vec<ValueId>,
 }
 
 /// An object of a class that this crate does not interpret.
@@ -89,6 +95,8 @@ impl Value {
             Value::Module(module) => {
                 pairs(&mut module.entries);
                 pairs(&mut module.rest);
+                ids(&mut module.args);
+                ids(&mut module.items);
             }
             Value::Object(object) => {
                 ids(&mut object.args);
@@ -124,7 +132,10 @@ impl Value {
             Value::List(items) | Value::Set(items) => 32 + 4 * items.len(),
             Value::Map(entries) => 32 + 8 * entries.len(),
             Value::Name(name) => 96 + name.len(),
-            Value::Module(module) => 160 + 8 * (module.entries.len() + module.rest.len()),
+            Value::Module(module) => {
+                let ids = module.args.len() + module.items.len() + 2 * (module.entries.len() + module.rest.len());
+                240 + 4 * ids
+            }
             Value::Object(object) => {
                 let ids = object.args.len() + object.state.len() + object.items.len() + 2 * object.entries.len();
                 320 + 4 * ids
@@ -139,6 +150,8 @@ impl Value {
 pub(crate) struct Tree {
     pub(crate) values: Vec<Value>,
     pub(crate) root: ValueId,
+    /// Values with tensors in them that are not below the root.
+    pub(crate) loose: Vec<ValueId>,
 }
 
 /// Why the tree cannot be walked.
@@ -175,6 +188,7 @@ impl Tree {
     pub(crate) fn graft(&mut self, other: Tree, first_tensor: usize) -> ValueId {
         let shift = self.values.len() as ValueId;
         self.values.extend(other.values.into_iter().map(|value| value.shifted(shift, first_tensor)));
+        self.loose.extend(other.loose.into_iter().map(|id| id + shift));
         other.root + shift
     }
 
@@ -199,7 +213,7 @@ impl Tree {
                 let items: Vec<_> = items.iter().take(8).map(leaf).collect();
                 format!("({})", items.join(",")).into()
             }
-            _ => "<key>".into(),
+            _ => NO_TEXT.into(),
         }
     }
 
@@ -209,7 +223,8 @@ impl Tree {
             Value::Map(entries) => Children { pairs: vec![entries], ..Children::default() },
             Value::List(items) | Value::Set(items) => Children { lists: vec![("", items)], ..Children::default() },
             Value::Module(module) => {
-                Children { pairs: vec![&module.entries], rest: &module.rest, is_module: true, ..Children::default() }
+                let lists: Vec<(&str, &[_])> = vec![("", &module.items), ("args", &module.args)];
+                Children { pairs: vec![&module.entries], lists, rest: &module.rest, is_module: true }
             }
             Value::Object(object) => {
                 let mut pairs: Vec<&[_]> = vec![&object.entries];
@@ -234,6 +249,11 @@ impl Tree {
     pub(crate) fn tensors(&self) -> Result<Vec<Reached>, TreeLimit> {
         let mut walk = Walk { tree: self, found: Vec::new(), visits: 0, name_bytes: 0, open: HashSet::new() };
         walk.visit(self.root, &mut String::new(), Place { parent: 0, named: true, module: None }, 0)?;
+        for (number, &id) in self.loose.iter().enumerate() {
+            let mut name = format!("<loose {number}>");
+            let place = Place { parent: name.len(), named: false, module: None };
+            walk.visit(id, &mut name, place, 0)?;
+        }
         Ok(walk.found)
     }
 }
@@ -323,7 +343,11 @@ impl Walk<'_> {
                 self.step()?;
                 continue;
             }
-            push(path, &tree.key_text(*key));
+            match &*tree.key_text(*key) {
+                // Two of these in a dictionary are two values.
+                NO_TEXT if !text => push(path, &format!("<value {number}>")),
+                key => push(path, key),
+            }
             self.visit(*value, path, Place { parent, named: named && text, module }, depth + 1)?;
             path.truncate(length);
         }
@@ -370,7 +394,7 @@ mod tests {
 
     /// A tree of which the last value is the root.
     fn tree(values: Vec<Value>) -> Tree {
-        Tree { root: values.len() as u32 - 1, values }
+        Tree { root: values.len() as u32 - 1, values, loose: Vec::new() }
     }
 
     fn refused(tree: &Tree) -> usize {

@@ -153,6 +153,9 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
+const SEVERAL: &str = "its parts do not stand where it says: several archives follow each other, or something stands before \
+                       the archive; give the folder, if this is a part of a torch.distributed.checkpoint";
+
 /// Where the central directory is, and how many entries it is said to have.
 fn find_directory(file: &[u8]) -> Result<(Range<usize>, u64), ZipProblem> {
     let truncated = ZipProblem::Truncated { length: file.len() as u64 };
@@ -183,7 +186,11 @@ fn find_directory(file: &[u8]) -> Result<(Range<usize>, u64), ZipProblem> {
     if let Some(locator) = end.checked_sub(20).filter(|&at| file[at..].starts_with(END64_LOCATOR)) {
         let at = u64_at(file, locator + 8).and_then(|at| usize::try_from(at).ok()).ok_or_else(short)?;
         if !file.get(at..).is_some_and(|rest| rest.starts_with(END64)) || at >= locator {
-            return Err(damaged("the zip64 end record is not where its locator says"));
+            return Err(damaged(SEVERAL));
+        }
+        let record = u64_at(file, at + 4).and_then(|size| size.checked_add(12 + at as u64));
+        if record != Some(locator as u64) {
+            return Err(damaged(SEVERAL));
         }
         count = u64_at(file, at + 32).ok_or_else(short)?;
         size = u64_at(file, at + 40).ok_or_else(short)?;
@@ -195,6 +202,9 @@ fn find_directory(file: &[u8]) -> Result<(Range<usize>, u64), ZipProblem> {
         .filter(|&stop| stop <= limit as u64)
         .map(|stop| start as usize..stop as usize)
         .ok_or_else(|| damaged("the directory is said to lie outside of the file"))?;
+    if range.end != limit {
+        return Err(damaged(SEVERAL));
+    }
     Ok((range, count))
 }
 

@@ -16,7 +16,7 @@ pub struct Change {
     pub numbers: Option<Numbers>,
 }
 
-/// The size of a change. All is computed in float64; integers beyond 2^53 are rounded to it first.
+/// The size of a change. All is computed in float64; the differences of 64-bit integers are exact before that.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Numbers {
     /// The largest `|b - a|` of finite elements.
@@ -38,7 +38,7 @@ pub(super) fn compare(a: &TensorView<'_>, b: &TensorView<'_>, progress: &mut dyn
     let (size_a, size_b) = (a.dtype().size(), b.dtype().size());
     let same_type = a.dtype() == b.dtype();
     let real = a.dtype().is_real() && b.dtype().is_real();
-    let mut sums = Sums { ulp: same_type && a.dtype().is_foldable(), ..Sums::default() };
+    let mut sums = Sums { ulp: same_type && a.dtype().is_foldable(), scale: scale(a, b), ..Sums::default() };
     let (mut bytes_a, mut bytes_b) = (vec![0; PIECE * size_a], vec![0; PIECE * size_b]);
     let (mut values_a, mut values_b) = (Vec::with_capacity(PIECE), Vec::with_capacity(PIECE));
     let mut different = 0u64;
@@ -63,7 +63,7 @@ pub(super) fn compare(a: &TensorView<'_>, b: &TensorView<'_>, progress: &mut dyn
             let decoded = decode_f64(a.dtype(), piece_a, &mut values_a)
                 .and_then(|()| decode_f64(b.dtype(), piece_b, &mut values_b));
             if decoded.is_ok() {
-                sums.add(&values_a, &values_b);
+                sums.add(&values_a, &values_b, |at| exact_difference(a.dtype(), b.dtype(), piece_a, piece_b, at));
                 if sums.ulp && !equal {
                     sums.add_ulps(a.dtype(), piece_a, piece_b);
                 }
@@ -78,7 +78,32 @@ pub(super) fn compare(a: &TensorView<'_>, b: &TensorView<'_>, progress: &mut dyn
     Ok(Some(Change { different, numbers: real.then(|| sums.numbers()) }))
 }
 
-#[derive(Default)]
+/// The difference of two 64-bit integers, which may get lost when they are rounded to floats.
+fn exact_difference(a: DType, b: DType, piece_a: &[u8], piece_b: &[u8], at: usize) -> Option<f64> {
+    let integer = |dtype: DType, piece: &[u8]| match (dtype, piece.as_chunks::<8>().0.get(at)?) {
+        (DType::I64, &bytes) => Some(i128::from(i64::from_le_bytes(bytes))),
+        (DType::U64, &bytes) => Some(i128::from(u64::from_le_bytes(bytes))),
+        _ => None,
+    };
+    let wide = |dtype| matches!(dtype, DType::I64 | DType::U64);
+    if !(wide(a) && wide(b)) {
+        return None;
+    }
+    Some((integer(b, piece_b)? - integer(a, piece_a)?) as f64)
+}
+
+/// A power of two that brings the largest element of float64 tensors near 1, so that no square is lost or overflows.
+fn scale(a: &TensorView<'_>, b: &TensorView<'_>) -> f64 {
+    let mut largest = 0.0f64;
+    for view in [a, b].into_iter().filter(|view| view.dtype() == DType::F64) {
+        view.for_each_piece(&mut Vec::new(), |piece| {
+            let values = piece.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes).abs());
+            largest = values.filter(|x| x.is_finite()).fold(largest, f64::max);
+        });
+    }
+    if largest == 0.0 { 1.0 } else { (-largest.log2().floor()).clamp(-1022.0, 1022.0).exp2() }
+}
+
 struct Sums {
     max_abs: f64,
     squares_a: f64,
@@ -88,16 +113,35 @@ struct Sums {
     unordered: u64,
     ulp: bool,
     max_ulp: u64,
+    scale: f64,
+}
+
+impl Default for Sums {
+    fn default() -> Sums {
+        Sums {
+            max_abs: 0.0,
+            squares_a: 0.0,
+            squares_b: 0.0,
+            products: 0.0,
+            squares_difference: 0.0,
+            unordered: 0,
+            ulp: false,
+            max_ulp: 0,
+            scale: 1.0,
+        }
+    }
 }
 
 impl Sums {
-    fn add(&mut self, a: &[f64], b: &[f64]) {
+    /// Adds elements; `exact` gives the difference at a place where that of the rounded numbers may be another.
+    fn add(&mut self, a: &[f64], b: &[f64], exact: impl Fn(usize) -> Option<f64>) {
         // Sums of a piece first: fewer roundings in the long ones.
         let (mut aa, mut bb, mut ab, mut dd) = (0.0, 0.0, 0.0, 0.0);
-        for (&x, &y) in a.iter().zip(b) {
+        for (at, (&x, &y)) in a.iter().zip(b).enumerate() {
             if x.is_finite() && y.is_finite() {
-                let d = y - x;
+                let d = exact(at).unwrap_or(y - x);
                 self.max_abs = self.max_abs.max(d.abs());
+                let (x, y, d) = (x * self.scale, y * self.scale, d * self.scale);
                 (aa, bb, ab, dd) = (aa + x * x, bb + y * y, ab + x * y, dd + d * d);
             } else if !(x == y || x.is_nan() && y.is_nan()) {
                 self.unordered += 1;

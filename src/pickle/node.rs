@@ -8,6 +8,11 @@ use std::sync::Arc;
 pub struct NodeId(pub(super) u32);
 
 impl NodeId {
+    /// The value at that position in the arena.
+    pub(crate) fn at(index: usize) -> NodeId {
+        NodeId(index as u32)
+    }
+
     /// The position in the arena, from 0.
     #[must_use]
     pub fn index(self) -> usize {

@@ -205,7 +205,9 @@ mod tests {
         assert!(TORCH.len() > 140 && HARMLESS.len() > 60 && RENAMED.len() > 140);
         assert_eq!(TORCH["torch.HalfStorage"], Kind::Storage(2));
         for name in HARMLESS.keys() {
-            assert!(danger(name).is_none_or(|_| name.starts_with("uuid")), "{name} is on both lists");
+            // Types that hold data, of modules that do other things too.
+            let of_two_minds = ["uuid.", "torch.distributed.checkpoint."].iter().any(|module| name.starts_with(module));
+            assert!(danger(name).is_none_or(|_| of_two_minds), "{name} is on both lists");
         }
     }
 

@@ -40,7 +40,9 @@ pub enum ViewProblem {
         available: u64,
     },
     /// A view that repeats its elements is larger than [`MAX_EXPANDED_BYTES`].
-    #[error("it repeats {stored} stored bytes to {logical}, past the limit of {MAX_EXPANDED_BYTES}")]
+    #[error(
+        "it repeats {stored} stored bytes to {logical}, past the limit of {MAX_EXPANDED_BYTES}; save what it repeats instead"
+    )]
     Expanded {
         /// Bytes in the storage.
         stored: u64,

@@ -131,7 +131,8 @@ class Walk:
         for number, (key, value) in enumerate(pairs):
             if not isinstance(key, (*LEAVES, *NAMED)):
                 self.visit(key, join(path, "<key %d>" % number))
-            self.visit(value, join(path, key_text(key)))
+            nameless = not isinstance(key, str) and key_text(key) == "<key>"
+            self.visit(value, join(path, "<value %d>" % number if nameless else key_text(key)))
         for prefix, items in lists:
             below = join(path, prefix) if prefix else path
             for number, item in enumerate(items):

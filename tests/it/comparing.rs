@@ -139,3 +139,25 @@ fn values_that_are_no_numbers_are_counted_and_not_averaged() {
     assert!(!diff.is_within(1e9));
     assert_eq!(numbers.cosine, None, "what is finite on both sides is zero");
 }
+
+#[test]
+fn differences_of_large_integers_and_tiny_numbers_are_not_lost() {
+    use safetensors::Dtype::{F64, I64};
+    let of = |x: i64, y: f64| {
+        safetensors(&[("int", I64, vec![1], x.to_le_bytes().into()), ("float", F64, vec![1], y.to_le_bytes().into())])
+    };
+    for (tiny, twice) in [(1e-300, 2e-300), (5e-324, 1e-323), (5e307, 1e308)] {
+        let diff = diff(&of(1 << 62, tiny), &of((1 << 62) + 1, twice));
+        let numbers: Vec<_> = diff
+            .pairs
+            .iter()
+            .map(|pair| match &pair.outcome {
+                Outcome::Changed(change) => change.numbers.clone().unwrap(),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!((numbers[0].max_abs, numbers[0].relative_l2), (1.0, 0.5f64.powi(62)));
+        assert_eq!((numbers[1].max_abs, numbers[1].relative_l2, numbers[1].cosine), (tiny, 1.0, Some(1.0)));
+        assert!(!diff.is_within(0.5) && !diff.is_within(0.0));
+    }
+}

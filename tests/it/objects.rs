@@ -109,6 +109,9 @@ fn tensors_in_odd_places_are_listed() {
     assert_eq!(names(&pairs), ["w.a"]);
     assert_eq!(names(&[b"](", &t[..], b"(", &t, b"te"].concat()), ["w.0", "w.1.0"]);
     assert_eq!(names(&[b"}", &t[..], b"K\x01s"].concat()), ["w.<key 0>"]);
+    // Two keys of bytes.
+    let bytes = [b"}C\x01a", &t[..], b"sC\x01b", &t, b"s"].concat();
+    assert_eq!(names(&bytes), ["w.<value 0>", "w.<value 1>"]);
     assert_eq!(names(&[b"cmodule\nThing\n", &t[..], b"\x85R"].concat()), ["w.args.0"]);
     assert_eq!(names(&[b"cmodule\nThing\n)\x81}X\x01\0\0\0a", &t[..], b"sb"].concat()), ["w.a"]);
     assert_eq!(names(&[b"cmodule\nThing\n)\x81", &t[..], b"\x85b"].concat()), ["w.state.0.0"]);

@@ -15,7 +15,14 @@ fn every_tensor_of_every_torch_file_is_what_pytorch_reads() {
         // null: the names that `state_dict()` gives, which have to be the obvious root.
         let choice = theirs["root"].as_str().map_or(RootChoice::Auto, |root| RootChoice::Path(root.to_owned()));
         let ours = checkpoint.state_dict(&choice).unwrap();
-        assert_eq!(digests(&ours), recorded(&theirs["tensors"]), "{file}");
+        let (mut found, mut wanted) = (digests(&ours), recorded(&theirs["tensors"]));
+        if theirs["any_name"] == true {
+            for digests in [&mut found, &mut wanted] {
+                digests.iter_mut().for_each(|digest| digest.0.clear());
+                digests.sort();
+            }
+        }
+        assert_eq!(found, wanted, "{file}");
         let others: Vec<Value> = ours
             .others()
             .iter()
@@ -86,6 +93,14 @@ fn a_tensor_that_is_no_plain_array_is_refused_by_name() {
     for word in ["others.pth", "\"coo\"", "sparse", "to_dense()"] {
         assert!(error.contains(word), "{error}");
     }
+}
+
+#[test]
+fn rejects_archives_that_follow_each_other() {
+    // Two objects saved to one file: torch.load reads one of them, and says nothing of the other.
+    let one = std::fs::read(fixture("layouts/views.pth")).unwrap();
+    let error = refused([&one[..], &one].concat()).to_string();
+    assert!(error.contains("several archives follow each other"), "{error}");
 }
 
 fn refused(bytes: Vec<u8>) -> Error {

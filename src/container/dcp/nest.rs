@@ -120,7 +120,7 @@ mod tests {
             assert!(nest.insert(Some(&path(keys)), &"".into(), leaf), "{keys:?}");
         }
         let root = nest.finish(&mut gather);
-        let tree = super::super::super::Tree { values: gather.values, root };
+        let tree = super::super::super::Tree { values: gather.values, root, loose: Vec::new() };
         tree.tensors().unwrap().into_iter().map(|found| format!("{}={}", found.path, found.tensor)).collect()
     }
 

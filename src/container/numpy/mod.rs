@@ -112,6 +112,11 @@ impl Arrays {
     fn part(mut self, container: Container) -> Part {
         let entries = std::mem::take(&mut self.entries);
         let root = self.value(Value::Map(entries));
-        Part { container, tree: Tree { values: self.values, root }, tensors: self.tensors, storages: self.storages }
+        Part {
+            container,
+            tree: Tree { values: self.values, root, loose: Vec::new() },
+            tensors: self.tensors,
+            storages: self.storages,
+        }
     }
 }

@@ -14,7 +14,7 @@ pub(super) use module::{ScriptClass, ScriptClasses};
 pub use problem::RebuildProblem;
 pub(super) use storage::{DeclaredStorage, Persistent};
 
-use super::{Object, Stored, Tree, Value};
+use super::{Object, OtherKind, Stored, Tree, Value};
 use crate::pickle::{self, Node, NodeId, Pickle};
 
 /// The object tree of a pickle, its tensors, and the storages they need.
@@ -37,6 +37,7 @@ pub(super) fn rebuild(
         persistent,
         scripts,
         values: Vec::new(),
+        loose: Vec::new(),
         tensors: match persistent {
             Persistent::Storages => Vec::new(),
             Persistent::Tensors { tensors, .. } => tensors.to_vec(),
@@ -50,7 +51,7 @@ pub(super) fn rebuild(
         by_key: HashMap::new(),
     };
     builder.build().map_err(|(node, problem)| (pickle.offset(node), problem))?;
-    let tree = Tree { values: builder.values, root: 0 };
+    let tree = Tree { values: builder.values, root: 0, loose: builder.loose };
     Ok(Rebuilt { tree, tensors: builder.tensors, storages: builder.storages })
 }
 
@@ -67,6 +68,7 @@ struct Builder<'p> {
     persistent: Persistent<'p>,
     scripts: &'p ScriptClasses,
     values: Vec<Value>,
+    loose: Vec<u32>,
     tensors: Vec<Stored>,
     by_node: HashMap<NodeId, usize>,
     /// The full names of globals, each made once.
@@ -90,7 +92,17 @@ impl<'p> Builder<'p> {
         self.charge(root, self.pickle.len() * size_of::<u32>())?;
         let mut places = vec![UNSEEN; self.pickle.len()];
         let mut todo = vec![root];
-        while let Some(id) = todo.pop() {
+        // Objects may be changed by calls whose results are dropped, and be made by objects that are called: the tensors in
+        // these are below nothing.
+        let mut others = (0..self.pickle.len()).map(NodeId::at);
+        loop {
+            let Some(id) = todo.pop() else {
+                let unseen = |id: &NodeId| places[id.index()] == UNSEEN && self.makes_tensor(*id);
+                let Some(id) = others.find(unseen) else { break };
+                self.loose.push(index(id));
+                todo.push(id);
+                continue;
+            };
             if places[id.index()] != UNSEEN {
                 continue;
             }
@@ -115,7 +127,19 @@ impl<'p> Builder<'p> {
         for value in &mut self.values {
             value.renumber(|id| places[id as usize].min(nothing));
         }
+        for id in &mut self.loose {
+            *id = places[*id as usize].min(nothing);
+        }
         Ok(())
+    }
+
+    /// Whether PyTorch would make a tensor by that very call.
+    fn makes_tensor(&self, id: NodeId) -> bool {
+        let Node::Object(object) = self.pickle.node(id) else { return false };
+        match self.pickle.global(object.callable) {
+            Some((module, name)) if module.starts_with("torch") => is_rebuild(&format!("{module}.{name}")),
+            _ => false,
+        }
     }
 
     /// Whether a call makes a tensor from a storage and nothing else.
@@ -167,7 +191,7 @@ impl<'p> Builder<'p> {
             Node::Persistent(key) => match self.tensor_by_key(id, *key)? {
                 Some(tensor) => Value::Tensor(tensor),
                 None if self.global(id).is_some() => Value::Name(self.name(id)),
-                None => Value::Name("torch storage".into()),
+                None => self.packaged(id, *key)?.unwrap_or_else(|| Value::Name("torch storage".into())),
             },
             Node::Extension(code) => Value::Name(format!("copyreg extension {code}").into()),
             Node::Buffer(number) => Value::Name(format!("out-of-band buffer {number}").into()),
@@ -200,7 +224,6 @@ impl<'p> Builder<'p> {
         let entries = || object.entries.iter().map(|&(k, v)| (index(k), index(v))).collect::<Vec<_>>();
         let args = pickle.sequence(object.args).unwrap_or(&[]);
         let name = self.name(object.callable);
-        let wrong = |what| (id, RebuildProblem::Arguments { function: name.to_string(), what });
         self.copies(id, args.len())?;
         match &*name {
             "collections.OrderedDict" | "collections.defaultdict" | "collections.Counter" | "builtins.dict"
@@ -208,11 +231,22 @@ impl<'p> Builder<'p> {
                 // Attributes (`_metadata` of a state_dict) hold no tensors in honest files; if they do, they are shown.
                 if !object.state.iter().any(|&state| self.holds_tensor(state)) =>
             {
-                let pairs = self.initial_pairs(args).ok_or_else(|| wrong("they are no pairs"))?;
-                self.copies(id, pairs.len())?;
-                let mut pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (index(k), index(v))).collect();
-                pairs.extend(entries());
-                return Ok(Value::Map(pairs));
+                let factories = usize::from(&*name == "collections.defaultdict");
+                let initial = args.get(factories..).unwrap_or(&[]);
+                let plain = |&arg: &NodeId| {
+                    matches!(pickle.node(arg), Node::Dict(_) | Node::None) || pickle.sequence(arg).is_some()
+                };
+                if initial.iter().all(plain) {
+                    let wrong = || {
+                        let (function, what) = (name.to_string(), "they are no pairs");
+                        (id, RebuildProblem::Arguments { function, what })
+                    };
+                    let pairs = self.initial_pairs(initial).ok_or_else(wrong)?;
+                    self.copies(id, pairs.len())?;
+                    let mut pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (index(k), index(v))).collect();
+                    pairs.extend(entries());
+                    return Ok(Value::Map(pairs));
+                }
             }
             "_codecs.encode" => {
                 if let Some(bytes) = numpy::latin1(pickle, args) {
@@ -248,6 +282,10 @@ impl<'p> Builder<'p> {
         if is_rebuild(&name) {
             return self.tensor(id, 0).map(Value::Tensor);
         }
+        if matches!(&*name, "torch.nn.parameter.UninitializedParameter" | "torch.nn.parameter.UninitializedBuffer") {
+            let kind = OtherKind::Subclass(name.to_string());
+            return Ok(Value::Tensor(self.other(kind, String::new(), Vec::new())));
+        }
         if is_tensor_class(&name) {
             return Err((id, RebuildProblem::Unsupported { function: name.to_string() }));
         }
@@ -265,13 +303,31 @@ impl<'p> Builder<'p> {
         })))
     }
 
+    /// What a persistent id of `torch.package` stands for that is no storage: `("reduce_package", id, function, args)`.
+    fn packaged(&mut self, id: NodeId, key: NodeId) -> Fallible<Option<Value>> {
+        let pickle = self.pickle;
+        let parts = pickle.sequence(key).unwrap_or(&[]);
+        if !parts.first().is_some_and(|&tag| self.is_text(tag, "reduce_package")) {
+            return Ok(None);
+        }
+        let class: Arc<str> = "torch.package.reduce_package".into();
+        for &part in parts {
+            if let Some((module, name @ "unpackage_script_module")) = pickle.global(part) {
+                return Err((id, RebuildProblem::Packaged { function: format!("{module}.{name}") }));
+            }
+        }
+        let args = indices(parts);
+        let (state, items, entries) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Some(Value::Object(Box::new(Object { class, args, state, items, entries }))))
+    }
+
     /// What a dictionary is made with: nothing, another dictionary, or a list of pairs (as Python 2 pickled an
-    /// OrderedDict); a defaultdict's factory comes before it.
+    /// OrderedDict).
     fn initial_pairs(&self, args: &[NodeId]) -> Option<Vec<(NodeId, NodeId)>> {
         let mut pairs = Vec::new();
         for &arg in args {
             match self.pickle.node(arg) {
-                Node::None | Node::Global { .. } => {}
+                Node::None => {}
                 Node::Dict(entries) => pairs.extend_from_slice(entries),
                 _ => {
                     for &pair in self.pickle.sequence(arg)? {
@@ -322,6 +378,7 @@ fn below(node: &Node, todo: &mut Vec<NodeId>) {
             todo.extend(object.items.iter().chain(&object.state).chain(&object.kwargs).rev());
             todo.push(object.args);
         }
+        Node::Persistent(key) => todo.push(*key),
         _ => {}
     }
 }

@@ -6,8 +6,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Builder, index};
-use crate::container::{Module, Value};
+use super::{Builder, index, indices};
+use crate::container::{Module, Value, ValueId};
 use crate::pickle::{self, Node, NodeId};
 
 /// What the code of a TorchScript archive declares of a class.
@@ -16,6 +16,8 @@ pub(in crate::container) struct ScriptClass {
     pub(in crate::container) parameters: HashSet<String>,
     pub(in crate::container) buffers: HashSet<String>,
 }
+
+type Pairs = Vec<(ValueId, ValueId)>;
 
 /// The classes of a TorchScript archive by qualified name (`__torch__.torch.nn.modules.linear.Linear`).
 pub(in crate::container) type ScriptClasses = HashMap<String, ScriptClass>;
@@ -29,11 +31,14 @@ impl Builder<'_> {
         })?;
         if class.starts_with("__torch__.") {
             return match self.scripts.get(&**class) {
-                Some(script) => Some(self.script_module(class, attributes, script)),
+                Some(script) => {
+                    let (entries, rest) = self.script_module(attributes, script);
+                    Some(self.module_value(class, entries, rest, object))
+                }
                 // An archive without code (made for phones): every attribute may be part of the state.
                 None if self.scripts.is_empty() => {
                     let entries = attributes.iter().map(|&(key, value)| (index(key), index(value))).collect();
-                    Some(Value::Module(Box::new(Module { class: class.clone(), entries, rest: Vec::new() })))
+                    Some(self.module_value(class, entries, Vec::new(), object))
                 }
                 None => None,
             };
@@ -52,10 +57,17 @@ impl Builder<'_> {
         let taken = ["_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"];
         let others = attributes.iter().filter(|(key, _)| !taken.iter().any(|name| self.is_text(*key, name)));
         rest.extend(others.map(|&(key, value)| (index(key), index(value))));
-        Some(Value::Module(Box::new(Module { class: class.clone(), entries, rest })))
+        Some(self.module_value(class, entries, rest, object))
     }
 
-    fn script_module(&self, class: &Arc<str>, attributes: &[(NodeId, NodeId)], script: &ScriptClass) -> Value {
+    fn module_value(&self, class: &Arc<str>, entries: Pairs, mut rest: Pairs, object: &pickle::Object) -> Value {
+        rest.extend(object.entries.iter().map(|&(key, value)| (index(key), index(value))));
+        let args = indices(self.pickle.sequence(object.args).unwrap_or(&[]));
+        let items = indices(&object.items);
+        Value::Module(Box::new(Module { class: class.clone(), entries, rest, args, items }))
+    }
+
+    fn script_module(&self, attributes: &[(NodeId, NodeId)], script: &ScriptClass) -> (Pairs, Pairs) {
         let named = |key: NodeId, names: &HashSet<String>| match self.pickle.node(key) {
             Node::Str(name) => names.contains(&**name),
             _ => false,
@@ -80,7 +92,7 @@ impl Builder<'_> {
             let pairs = pairs.map(|&(key, value)| (index(key), index(value)));
             if wanted < 3 { entries.extend(pairs) } else { rest.extend(pairs) }
         }
-        Value::Module(Box::new(Module { class: class.clone(), entries, rest }))
+        (entries, rest)
     }
 
     /// The pairs of a dictionary of whatever kind.

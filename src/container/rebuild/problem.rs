@@ -13,6 +13,14 @@ pub enum RebuildProblem {
         /// PyTorch's rebuild function.
         function: String,
     },
+    /// A module of TorchScript in a package, whose weights are in an archive of their own.
+    #[error(
+        "it holds a TorchScript module (`{function}`), which is not read: save its state_dict() by itself in PyTorch"
+    )]
+    Packaged {
+        /// The function that would load it.
+        function: String,
+    },
     /// The arguments of a rebuild function are not those that PyTorch writes.
     #[error("the arguments of `{function}` are malformed: {what}")]
     Arguments {

@@ -47,7 +47,7 @@ impl Builder<'_> {
         self.tensors.len() - 1
     }
 
-    fn other(&mut self, kind: OtherKind, dtype: String, shape: Vec<usize>) -> usize {
+    pub(super) fn other(&mut self, kind: OtherKind, dtype: String, shape: Vec<usize>) -> usize {
         self.add(Stored::Other(OtherTensor { kind, dtype, shape }))
     }
 
