@@ -125,6 +125,28 @@ def save(cases, what, scripted, model, **how):
 
 
 def loaded(cases, what, path):
-    """The state dict, which has to be the part that is listed unless another is asked for."""
+    """The state dict, which has to be the part that is listed unless another is asked for; where it is empty, the constants."""
     tensors, _ = diff_expect.state(torch.jit.load(str(path)).state_dict())
+    if not tensors:
+        tensors = [{"name": "<loose 0>.%d" % i, **diff_expect.facts(t)} for i, t in enumerate(constants(path))]
     cases.add(what, path, tensors, any_order=True, root=None)
+
+
+def constants(path):
+    """The tensors in `constants.pkl`."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    records = {name: reader.get_record(name) for name in reader.get_all_records()}
+    if "constants.pkl" not in records:
+        return []
+
+    class Constants(pickle.Unpickler):
+        """Storages from the records."""
+
+        def persistent_load(self, saved):
+            _, kind, key, _, count = saved
+            dtype = kind.dtype
+            data = records.get("constants/" + key) or records.get("data/" + key) or b""
+            tensor = torch.frombuffer(bytearray(data), dtype=dtype) if data else torch.empty(0, dtype=dtype)
+            return tensor.storage()
+
+    return Constants(io.BytesIO(records["constants.pkl"])).load()
