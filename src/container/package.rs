@@ -25,16 +25,11 @@ pub(super) fn root<'a>(archive: &Archive<'a>) -> Option<&'a str> {
 pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
     let hidden = format!("{root}.data/");
     let is_inside = |name: &str| name.starts_with(root) && !name.starts_with(&hidden) && !name.ends_with(".py");
-    // `save_pickle` takes any name.
+    // `save_pickle` takes any name: others may be pickles, if they begin like one and can be read.
     let is_pickle = |entry: &zip::Entry| {
-        entry.name.ends_with(".pkl")
-            || entry.head(archive.file, 2).is_ok_and(|head| matches!(*head, [0x80, 2..=5]))
-                && archive.object(entry, &ScriptClasses::new()).is_ok()
+        entry.name.ends_with(".pkl") || entry.head(archive.file, 2).is_ok_and(|head| matches!(*head, [0x80, 2..=5]))
     };
     let pickles: Vec<_> = archive.entries.iter().filter(|e| is_inside(&e.name) && is_pickle(e)).collect();
-    if pickles.is_empty() {
-        return Err(archive.not("a torch.package archive without pickles", "export it again with save_pickle()"));
-    }
     if pickles.len() > MAX_PICKLES {
         return Err(archive.not("a torch.package archive of more than 4096 pickles", "split it"));
     }
@@ -49,7 +44,11 @@ pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
     }
     for entry in &pickles {
         let Rebuilt { tree: part, tensors: found, storages: declared } =
-            archive.object(entry, &ScriptClasses::new())?;
+            match archive.object(entry, &ScriptClasses::new()) {
+                Ok(object) => object,
+                Err(error) if entry.name.ends_with(".pkl") => return Err(error),
+                Err(_) => continue,
+            };
         let mut places = Vec::with_capacity(declared.len());
         for declared in declared {
             let label = format!("{hidden}{}.storage", declared.key);
@@ -82,6 +81,9 @@ pub(super) fn open(archive: &Archive<'_>, root: &str) -> Result<Part> {
         let object = tree.graft(part, first);
         let name = tree.add(Value::Str(entry.name[root.len()..].into()));
         entries.push((name, object));
+    }
+    if entries.is_empty() {
+        return Err(archive.not("a torch.package archive without pickles", "export it again with save_pickle()"));
     }
     match entries.as_slice() {
         &[(_, object)] => tree.root = object,

@@ -162,19 +162,11 @@ fn mutate(count: usize, seed: u64) -> Duration {
     longest
 }
 
+/// `SCAN_MUTATIONS=400 SCAN_SEED=2 cargo test --release no_file_makes_it_panic` takes minutes.
 #[test]
 fn no_file_makes_it_panic_or_hang() {
-    let longest = mutate(12, 1);
-    assert!(longest < Duration::from_secs(5), "{longest:?}");
-}
-
-/// The same at length: `cargo test --release -- --ignored mutations`.
-#[test]
-#[ignore = "takes minutes"]
-fn mutations_at_length() {
-    let seed = std::env::var("SCAN_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(2);
-    let longest = mutate(400, seed);
-    eprintln!("longest: {longest:?}");
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let longest = mutate(number("SCAN_MUTATIONS").unwrap_or(12), number("SCAN_SEED").unwrap_or(1) as u64);
     assert!(longest < Duration::from_secs(5), "{longest:?}");
 }
 
