@@ -75,6 +75,8 @@ pub mod pickle;
 mod plan;
 pub mod scan;
 pub mod tensor;
+#[cfg(feature = "verify")]
+pub mod verify;
 mod write;
 
 pub use checkpoint::{
