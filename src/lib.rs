@@ -64,6 +64,8 @@
 
 mod checkpoint;
 mod container;
+#[cfg(feature = "verify")]
+pub mod data;
 mod diff;
 mod engine;
 mod error;
