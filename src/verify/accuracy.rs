@@ -85,10 +85,12 @@ impl Accuracy {
         }
         let all = losses.len();
         losses.retain(|loss| loss.is_finite());
+        // Of few samples the normal distribution reaches below what a cross-entropy can be.
+        let positive = |interval: Interval| Interval { low: interval.low.max(0.0), ..interval };
         Accuracy {
             top1,
             top5: (logits.classes() > TOP).then_some(top5),
-            loss: statistics::mean(&losses),
+            loss: statistics::mean(&losses).map(|(mean, interval)| (mean, interval.map(positive))),
             no_loss: all - losses.len(),
             classes: classes.into_iter().map(|(class, accuracy)| ClassAccuracy { class, ..accuracy }).collect(),
             confusion,

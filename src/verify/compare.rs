@@ -12,6 +12,8 @@ pub struct Comparison {
     pub compared: usize,
     /// Numbers that are NaN or infinite on one side, and not the same on the other.
     pub unordered: usize,
+    /// Row and column of the first of them.
+    pub unordered_at: Option<(usize, usize)>,
     /// The largest `|a - b|`.
     pub max_abs: f64,
     /// Row and column where it is.
@@ -42,7 +44,10 @@ impl Comparison {
         for (column, (&a, &b)) in a.iter().zip(b).enumerate() {
             let (x, y) = (f64::from(a), f64::from(b));
             if !a.is_finite() || !b.is_finite() {
-                self.unordered += usize::from(a != b && !(a.is_nan() && b.is_nan()));
+                if a != b && !(a.is_nan() && b.is_nan()) {
+                    self.unordered += 1;
+                    self.unordered_at = self.unordered_at.or(Some((self.rows, column)));
+                }
                 continue;
             }
             let gap = (x - y).abs();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::data::{DataError, SampleError};
 use crate::model::ModelError;
 
 /// Why something could not be verified.
@@ -27,6 +28,12 @@ pub enum VerifyError {
         /// What is wrong with it.
         problem: ReferenceProblem,
     },
+    /// A sample set cannot be used.
+    #[error(transparent)]
+    Samples(#[from] Box<DataError>),
+    /// A sample cannot be read a second time.
+    #[error(transparent)]
+    Sample(#[from] Box<SampleError>),
     /// The extension of a file to save to tells no format.
     #[error("{}: its extension tells no format; name it .safetensors or .npz", path.display())]
     UnknownFormat {
@@ -65,13 +72,16 @@ pub enum ReferenceProblem {
     },
     /// It is of another number of samples.
     #[error(
-        "it has logits of {found} samples, where {needed}; logits have to be those of the same samples in the same order"
+        "it has logits of {found} samples, where there are {total}, {read} of which were run; there has to be a row for \
+         each of the one or the other, in the order of the set"
     )]
     Samples {
         /// How many rows it has.
         found: usize,
-        /// How many there are, in words.
-        needed: String,
+        /// How many samples the whole set has.
+        total: usize,
+        /// How many were run.
+        read: usize,
     },
     /// It is of another number of classes.
     #[error("it has {found} logits for each sample, where the model computes {needed}")]
@@ -81,15 +91,11 @@ pub enum ReferenceProblem {
         /// Classes of the model.
         needed: usize,
     },
-    /// It is of other samples, or in another order.
-    #[error("its row {row} is that of {theirs:?}, where {ours:?} is needed: it was made of other samples, or in another order")]
-    Order {
-        /// The first row that differs.
-        row: usize,
-        /// The sample there.
-        ours: String,
-        /// The sample that the file names.
-        theirs: String,
+    /// It names its samples, and one is not among them.
+    #[error("it has no logits of the sample {sample:?}, by the names that it has; give the logits of these samples")]
+    NoRow {
+        /// The sample.
+        sample: String,
     },
 }
 

@@ -1,11 +1,12 @@
 //! Logits in files: those of others to compare with, and our own to keep.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::npz::{self, Array};
-use super::{Logits, ReferenceProblem, VerifyError};
+use super::{Logits, ReferenceProblem, Source as Inputs, VerifyError};
 use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
 use crate::error::Result;
 use crate::plan::{Output, Plan, Source, Step, TensorRef};
@@ -14,8 +15,6 @@ use crate::write::{Format, Layout, ScratchFile};
 
 /// The name of the array of logits.
 const LOGITS: &str = "logits";
-/// The name of the array of inputs, in a file that brings its own.
-const INPUTS: &str = "inputs";
 /// The key of the samples' names in the metadata of a safetensors file.
 const SAMPLES: &str = "samples";
 
@@ -30,32 +29,8 @@ pub struct Reference {
     pub dtype: DType,
     /// The samples they are of, where the file says so (as files saved by [`SavedLogits`] do, in safetensors).
     pub samples: Option<Vec<String>>,
-    /// What they were computed from, where the file has that too: an array `inputs` of preprocessed images `[samples,
-    /// channels, height, width]`.
-    pub inputs: Option<Inputs>,
-}
-
-/// Preprocessed images.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Inputs {
-    /// `[images, channels, height, width]`.
-    pub shape: [usize; 4],
-    /// Their values, row-major.
-    pub values: Vec<f32>,
-}
-
-impl Inputs {
-    /// How many images there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.shape[0]
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.shape[0] == 0
-    }
+    /// Whether the file has the samples too, as arrays that [`crate::data::SampleSet`] reads.
+    pub has_inputs: bool,
 }
 
 impl Reference {
@@ -87,45 +62,43 @@ impl Reference {
         let &[_, classes] = spec.shape.as_slice() else { return Err(no_matrix(spec)) };
         let values = floats(&arrays, index)?.ok_or_else(|| no_matrix(spec))?;
         let logits = Logits::from_rows(classes, values).ok_or_else(|| no_matrix(spec))?;
-        let inputs = match arrays.find(INPUTS).map(|index| (index, specs[index].shape.as_slice())) {
-            Some((index, &[images, channels, height, width])) => floats(&arrays, index)?
-                .map(|values| Inputs { shape: [images, channels, height, width], values }),
-            _ => None,
-        };
+        let has_inputs = ["inputs", "images"].iter().any(|name| arrays.find(name).is_some());
         let names = checkpoint.values().get("__metadata__").and_then(|metadata| metadata[SAMPLES].as_str()?.parse().ok());
         let samples = names.and_then(|names: Value| serde_json::from_value(names).ok());
-        Ok(Reference { path: path.to_owned(), dtype: spec.dtype, logits, samples, inputs })
+        Ok(Reference { path: path.to_owned(), dtype: spec.dtype, logits, samples, has_inputs })
     }
 
-    /// The rows of the samples that could be read, by their numbers among all `names`.
+    /// The rows of the inputs in `read`, which are in the order of the whole set.
+    ///
+    /// Where the file names its samples, rows are found by name. Otherwise there has to be one for each sample of the whole set,
+    /// or one for each in `read`, in the order of the set.
     ///
     /// # Errors
     /// [`VerifyError::Reference`] if the logits are not those of these samples, or of another number of classes.
-    pub fn rows_of(&self, names: &[String], read: &[usize], classes: usize) -> Result<Logits, VerifyError> {
+    pub fn rows_of(&self, source: &Inputs, read: &[usize], classes: usize) -> Result<Logits, VerifyError> {
         let wrong = |problem| VerifyError::Reference { path: self.path.clone(), problem };
+        let rows = self.logits.len();
         if self.logits.classes() != classes {
             return Err(wrong(ReferenceProblem::Classes { found: self.logits.classes(), needed: classes }));
         }
-        // A file of ours has rows for those that could be read when it was made.
-        let found = self.logits.len();
-        let all: Vec<usize> = (0..names.len()).collect();
-        let (of, rows) = match found {
-            _ if found == names.len() => (&all[..], self.logits.select(read)),
-            _ if found == read.len() => (read, self.logits.clone()),
-            _ => {
-                let needed = match names.len() - read.len() {
-                    0 => format!("there are {}", names.len()),
-                    lost => format!("there are {}, of which {lost} cannot be read", names.len()),
-                };
-                return Err(wrong(ReferenceProblem::Samples { found, needed }));
+        if let Some(names) = self.samples.as_ref().filter(|names| names.len() == rows) {
+            let by_name: HashMap<&str, usize> = names.iter().enumerate().map(|(row, name)| (name.as_str(), row)).collect();
+            let row = |&index: &usize| {
+                let name = source.name(index);
+                by_name.get(name.as_str()).copied().ok_or(name)
+            };
+            return match read.iter().map(row).collect::<Result<Vec<_>, _>>() {
+                Ok(rows) => Ok(self.logits.select(&rows)),
+                Err(sample) => Err(wrong(ReferenceProblem::NoRow { sample })),
+            };
+        }
+        match rows {
+            _ if rows == source.total() => {
+                let rows: Vec<usize> = read.iter().map(|&index| source.position(index)).collect();
+                Ok(self.logits.select(&rows))
             }
-        };
-        let theirs = self.samples.iter().flatten();
-        match of.iter().map(|&sample| &names[sample]).zip(theirs).enumerate().find(|(_, (ours, theirs))| ours != theirs) {
-            None => Ok(rows),
-            Some((row, (ours, theirs))) => {
-                Err(wrong(ReferenceProblem::Order { row, ours: ours.clone(), theirs: theirs.clone() }))
-            }
+            _ if rows == read.len() => Ok(self.logits.clone()),
+            _ => Err(wrong(ReferenceProblem::Samples { found: rows, total: source.total(), read: read.len() })),
         }
     }
 }

@@ -12,12 +12,6 @@ pub struct Logits {
 }
 
 impl Logits {
-    /// No samples yet, of a model with so many classes.
-    #[must_use]
-    pub fn new(classes: usize) -> Logits {
-        Logits { classes, values: Vec::new() }
-    }
-
     /// Rows one after another; `None` if they are not all whole.
     #[must_use]
     pub fn from_rows(classes: usize, values: Vec<f32>) -> Option<Logits> {
@@ -25,8 +19,9 @@ impl Logits {
         whole.then_some(Logits { classes, values })
     }
 
-    /// Appends whole rows.
-    pub(crate) fn extend(&mut self, rows: &[f32]) {
+    /// Appends whole rows, all with the same number of classes.
+    pub(super) fn extend(&mut self, classes: usize, rows: &[f32]) {
+        self.classes = classes;
         self.values.extend_from_slice(rows);
     }
 

@@ -1,9 +1,12 @@
 //! The statistics are SciPy's and NumPy's; files are read as they were written.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::statistics::{cross_entropy, difference, is_among_top, mcnemar, mean, prediction, wilson};
 use super::*;
+use crate::data::{Preprocessing, SampleOptions, SampleSet};
 use crate::error::{Error, OutputProblem};
 
 fn expected() -> Value {
@@ -208,7 +211,7 @@ fn saved_logits_are_read_back() {
         SavedLogits::check(&path, false).unwrap();
         saved.write(&path, false).unwrap();
         let read = Reference::open(&path, None).unwrap();
-        assert_eq!((&read.logits, read.inputs), (&logits, None));
+        assert_eq!((&read.logits, read.has_inputs), (&logits, false));
         assert_eq!(read.samples, name.ends_with("safetensors").then(|| names.clone()));
         let Err(VerifyError::File(error)) = saved.write(&path, false) else { panic!("it was replaced") };
         assert!(matches!(*error, Error::Output { problem: OutputProblem::Exists, .. }));
@@ -222,32 +225,56 @@ fn saved_logits_are_read_back() {
     ));
 }
 
+/// A sample set of names, of which nothing can be read.
+fn listed(folder: &Path, names: &[String], limit: Option<usize>, seed: Option<u64>) -> Source {
+    let path = folder.join("list.json");
+    std::fs::write(&path, Value::from(names).to_string()).unwrap();
+    let options = SampleOptions { limit, shuffle_seed: seed, ..SampleOptions::default() };
+    Source::Samples { set: SampleSet::open(path, &options).unwrap(), preprocessing: Preprocessing::default() }
+}
+
 #[test]
 fn references_have_to_be_of_the_same_samples() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.safetensors");
     let (logits, names) = (matrix("a"), names());
-    SavedLogits { logits: &logits, labels: None, samples: &names }.write(&path, false).unwrap();
-    let reference = Reference::open(&path, None).unwrap();
-    let all: Vec<usize> = (0..12).collect();
-    let problem = |names: &[String], read: &[usize], classes| match reference.rows_of(names, read, classes) {
+    let (named, bare) = (folder.path().join("a.safetensors"), folder.path().join("a.npz"));
+    for path in [&named, &bare] {
+        SavedLogits { logits: &logits, labels: None, samples: &names }.write(path, false).unwrap();
+    }
+    let problem = |result| match result {
         Err(VerifyError::Reference { problem, .. }) => problem,
         other => panic!("{other:?}"),
     };
-    assert_eq!(reference.rows_of(&names, &all, 7).unwrap(), logits);
-    // One of our samples cannot be read: its row is left out.
-    assert_eq!(reference.rows_of(&names, &all[1..], 7).unwrap().row(0), logits.row(1));
-    // One could not be read when the file was made.
-    let mut more = names.clone();
-    more.insert(0, "0/broken.png".into());
-    let read: Vec<usize> = (1..13).collect();
-    assert_eq!(reference.rows_of(&more, &read, 7).unwrap(), logits);
-    assert_eq!(problem(&names, &all, 10), ReferenceProblem::Classes { found: 7, needed: 10 });
-    assert!(matches!(problem(&names[..5], &all[..5], 7), ReferenceProblem::Samples { found: 12, .. }));
-    let mut other = names.clone();
-    other.swap(4, 5);
-    let (ours, theirs) = (other[4].clone(), names[4].clone());
-    assert_eq!(problem(&other, &all, 7), ReferenceProblem::Order { row: 4, ours, theirs });
+    let all: Vec<usize> = (0..12).collect();
+    for path in [&named, &bare] {
+        let reference = Reference::open(path, None).unwrap();
+        let rows = |source: &Source, read: &[usize]| reference.rows_of(source, read, 7);
+        assert_eq!(rows(&listed(folder.path(), &names, None, None), &all).unwrap(), logits);
+        // One of our samples cannot be read: its row is left out.
+        assert_eq!(rows(&listed(folder.path(), &names, None, None), &all[1..]).unwrap().row(0), logits.row(1));
+        // Some samples of a set whose logits are all there.
+        let some = listed(folder.path(), &names, Some(3), Some(5));
+        let mut read: Vec<usize> = (0..3).collect();
+        read.sort_by_key(|&index| some.position(index));
+        let found = rows(&some, &read).unwrap();
+        for (row, &index) in read.iter().enumerate() {
+            let position = names.iter().position(|name| *name == some.name(index)).unwrap();
+            assert_eq!((found.row(row), position), (logits.row(position), some.position(index)));
+        }
+        // One could not be read when the file was made.
+        let mut more = names.clone();
+        more.insert(0, "0/broken.png".into());
+        let read: Vec<usize> = (1..13).collect();
+        assert_eq!(rows(&listed(folder.path(), &more, None, None), &read).unwrap(), logits);
+        let classes = reference.rows_of(&some, &[0], 10);
+        assert_eq!(problem(classes), ReferenceProblem::Classes { found: 7, needed: 10 });
+    }
+    let other: Vec<String> = (0..9).map(|i| format!("{i}.png")).collect();
+    let other = listed(folder.path(), &other, None, None);
+    let named = Reference::open(&named, None).unwrap().rows_of(&other, &all[..9], 7);
+    assert_eq!(problem(named), ReferenceProblem::NoRow { sample: "0.png".into() });
+    let bare = Reference::open(&bare, None).unwrap().rows_of(&other, &all[..8], 7);
+    assert_eq!(problem(bare), ReferenceProblem::Samples { found: 12, total: 9, read: 8 });
 }
 
 #[test]

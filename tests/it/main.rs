@@ -40,5 +40,7 @@ mod model;
 mod second_opinion;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod verifying;
 #[cfg(feature = "cli")]
 mod writing;
