@@ -40,5 +40,7 @@ mod model;
 mod second_opinion;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
+#[cfg(feature = "verify")]
+mod variants;
 #[cfg(feature = "cli")]
 mod writing;
