@@ -204,7 +204,9 @@ impl Checkpoint {
             }
         }
         let outside = self.reached.len() - specs.len() - others.len();
-        Ok(StateDict { checkpoint: self, root: selected.path, specs, stored, others, outside })
+        let mut by_name: Vec<usize> = (0..specs.len()).collect();
+        by_name.sort_by(|&a, &b| specs[a].name.cmp(&specs[b].name));
+        Ok(StateDict { checkpoint: self, root: selected.path, specs, by_name, stored, others, outside })
     }
 
     /// Checks that every file is still what it was when it was opened, as far as its size and its time tell.
@@ -316,6 +318,8 @@ pub struct StateDict<'c> {
     checkpoint: &'c Checkpoint,
     root: String,
     specs: Vec<TensorSpec>,
+    /// Indices of `specs`, by name.
+    by_name: Vec<usize>,
     stored: Vec<&'c StoredTensor>,
     others: Vec<(String, &'c OtherTensor)>,
     outside: usize,
@@ -371,7 +375,8 @@ impl<'c> StateDict<'c> {
     /// The index of the tensor with that name.
     #[must_use]
     pub fn find(&self, name: &str) -> Option<usize> {
-        self.specs.iter().position(|spec| spec.name == name)
+        let found = self.by_name.binary_search_by(|&index| self.specs[index].name.as_str().cmp(name));
+        found.ok().map(|at| self.by_name[at])
     }
 
     /// The data of the tensor with that index.
@@ -446,6 +451,12 @@ impl TensorData<'_> {
             // Every tensor was checked against the size of its storage when the checkpoint was opened.
             Err(problem) => unreachable!("{problem}"),
         }
+    }
+
+    /// The contiguous little-endian bytes, where they are stored just so; `None` for a tensor that has to be gathered.
+    #[cfg(feature = "verify")]
+    pub(crate) fn as_bytes(&self) -> Option<&[u8]> {
+        self.view().as_bytes()
     }
 
     /// Another view of the same storage; `offset` counts elements from the first of this tensor.

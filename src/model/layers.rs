@@ -1,167 +1,254 @@
-//! The layers of a block.
+//! What blocks are made of.
 
 use candle_core::{D, Tensor};
-use candle_nn::ops::softmax_last_dim;
 
-use super::{Keys, ModelError};
-use crate::naming::{AUX_WEIGHT, SCALE};
+use super::ModelError;
+use super::config::{Activation, Config, MlpKind, Norm as NormConfig, NormKind};
+use super::kernels::Ops;
+use super::keys::{Keys, Param};
 
-/// A linear layer, with a pathway through an auxiliary weight if the checkpoint has one.
+type Result<T, E = ModelError> = std::result::Result<T, E>;
+
+/// A linear layer, with its pathways through auxiliary weights.
 #[derive(Clone, Debug)]
-pub struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    pathway: Option<(Tensor, Tensor)>,
+pub(super) struct Linear<'c> {
+    weight: Param<'c>,
+    branches: Vec<(Param<'c>, f32)>,
+    bias: Option<Param<'c>>,
 }
 
-impl Linear {
+impl<'c> Linear<'c> {
     /// The layer `name` of shape `[outputs, inputs]`.
-    ///
-    /// # Errors
-    /// [`ModelError`].
-    pub(crate) fn new(keys: &mut Keys<'_, '_>, name: &str, outputs: usize, inputs: usize) -> Result<Self, ModelError> {
-        let weight = keys.take(&format!("{name}.weight"), &[outputs, inputs])?;
-        let bias = keys.take_if_there(&format!("{name}.bias"), &[outputs])?;
-        let pathway = match keys.take_if_there(&format!("{name}.{AUX_WEIGHT}"), &[outputs, inputs])? {
-            Some(aux) => {
-                let scale = format!("{name}.{SCALE}");
-                // A scalar, or the reference module's tensor of one element.
-                let shape = if keys.shape(&scale)?.is_empty() { &[][..] } else { &[1] };
-                Some((aux, keys.take(&scale, shape)?))
-            }
-            None => None,
-        };
-        Ok(Linear { weight, bias, pathway })
+    pub(super) fn new(keys: &mut Keys<'_, 'c>, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
+        let (weight, branches) = keys.take_weight(name, &[outputs, inputs])?;
+        Ok(Linear { weight, branches, bias: keys.take_if(bias, &format!("{name}.bias"), &[outputs])? })
     }
 
     /// A convolution whose stride is its kernel, `[outputs, channels, height, width]`, as a layer over whole patches.
-    pub(super) fn from_patches(keys: &mut Keys<'_, '_>, name: &str, shape: &[usize; 4]) -> Result<Self, ModelError> {
-        let weight = keys.take(&format!("{name}.weight"), shape)?.flatten_from(1)?;
-        let bias = keys.take_if_there(&format!("{name}.bias"), &shape[..1])?;
-        Ok(Linear { weight, bias, pathway: None })
+    pub(super) fn from_patches(keys: &mut Keys<'_, 'c>, name: &str, shape: &[usize; 4], bias: bool) -> Result<Self> {
+        let weight = keys.take_matrix(&format!("{name}.weight"), shape)?;
+        Ok(Linear { weight, branches: Vec::new(), bias: keys.take_if(bias, &format!("{name}.bias"), &shape[..1])? })
     }
 
-    /// `x W^T + lambda (x W'^T) + b` of `x` with the shape `[..., inputs]`: the two branches as they are trained, never
+    /// `x W^T + lambda (x W'^T) + b` of `x` with the shape `[..., inputs]`: the branches as they are trained, never
     /// their sum folded.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (shape, inputs) = (x.dims(), x.dim(D::Minus1)?);
-        let rows = x.reshape(((), inputs))?;
-        let mut y = rows.matmul(&self.weight.t()?)?;
-        if let Some((aux, scale)) = &self.pathway {
-            y = (y + rows.matmul(&aux.t()?)?.broadcast_mul(scale)?)?;
-        }
-        if let Some(bias) = &self.bias {
-            y = y.broadcast_add(bias)?;
-        }
-        let mut shape = shape.to_vec();
-        if let Some(last) = shape.last_mut() {
-            *last = y.dim(D::Minus1)?;
-        }
-        y.reshape(shape)
+    pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+        ops.linear(x, &self.weight, &self.branches, self.bias.as_ref(), None)
+    }
+
+    /// The same, with a function behind it.
+    fn forward_then(&self, x: &Tensor, activation: Activation, ops: Ops) -> candle_core::Result<Tensor> {
+        ops.linear(x, &self.weight, &self.branches, self.bias.as_ref(), Some(activation))
     }
 }
 
-/// LayerNorm over the last dimension.
+/// A normalisation over the last dimension.
 #[derive(Clone, Debug)]
-pub(super) struct LayerNorm {
-    weight: Tensor,
-    bias: Tensor,
-    eps: f32,
+pub(super) struct Norm<'c> {
+    norm: NormConfig,
+    weight: Param<'c>,
+    bias: Option<Param<'c>>,
 }
 
-impl LayerNorm {
-    pub(super) fn new(keys: &mut Keys<'_, '_>, name: &str, width: usize, eps: f32) -> Result<Self, ModelError> {
+impl<'c> Norm<'c> {
+    pub(super) fn new(keys: &mut Keys<'_, 'c>, name: &str, width: usize, norm: NormConfig) -> Result<Self> {
         let weight = keys.take(&format!("{name}.weight"), &[width])?;
-        Ok(LayerNorm { weight, bias: keys.take(&format!("{name}.bias"), &[width])?, eps })
+        let bias = keys.take_if(norm.kind == NormKind::LayerNorm, &format!("{name}.bias"), &[width])?;
+        Ok(Norm { norm, weight, bias })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        candle_nn::ops::layer_norm(&x.contiguous()?, &self.weight, &self.bias, self.eps)
-    }
-}
-
-/// Multi-head self-attention.
-#[derive(Clone, Debug)]
-pub(super) struct Attention {
-    qkv: Linear,
-    proj: Linear,
-    heads: usize,
-}
-
-impl Attention {
-    pub(super) fn new(keys: &mut Keys<'_, '_>, name: &str, width: usize, heads: usize) -> Result<Self, ModelError> {
-        let qkv = Linear::new(keys, &format!("{name}.qkv"), 3 * width, width)?;
-        Ok(Attention { qkv, proj: Linear::new(keys, &format!("{name}.proj"), width, width)?, heads })
-    }
-
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (batch, tokens, width) = x.dims3()?;
-        let head = width / self.heads;
-        // [batch, tokens, 3 * width] -> 3 x [batch, heads, tokens, head]
-        let qkv = self.qkv.forward(x)?.reshape((batch, tokens, 3, self.heads, head))?.permute((2, 0, 3, 1, 4))?;
-        let part = |i: usize| qkv.get(i)?.contiguous();
-        let q = (part(0)? * (head as f64).powf(-0.5))?;
-        let attention = softmax_last_dim(&q.matmul(&part(1)?.t()?)?)?;
-        let mixed = attention.matmul(&part(2)?)?.transpose(1, 2)?.reshape((batch, tokens, width))?;
-        self.proj.forward(&mixed)
-    }
-}
-
-/// The two-layer perceptron of a block, with exact (erf) GELU.
-#[derive(Clone, Debug)]
-pub(super) struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-}
-
-impl Mlp {
-    pub(super) fn new(keys: &mut Keys<'_, '_>, name: &str, width: usize) -> Result<Self, ModelError> {
-        let hidden = match keys.shape(&format!("{name}.fc1.weight"))? {
-            &[hidden, _] => hidden,
-            found => {
-                let (name, needed) = (format!("{name}.fc1.weight"), "two dimensions".to_owned());
-                return Err(ModelError::Shape { name, found: found.to_vec(), needed });
-            }
-        };
-        let fc1 = Linear::new(keys, &format!("{name}.fc1"), hidden, width)?;
-        Ok(Mlp { fc1, fc2: Linear::new(keys, &format!("{name}.fc2"), width, hidden)? })
-    }
-
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.fc2.forward(&self.fc1.forward(x)?.gelu_erf()?)
-    }
-}
-
-/// A pre-norm transformer block.
-#[derive(Clone, Debug)]
-pub(super) struct Block {
-    norm1: LayerNorm,
-    attn: Attention,
-    norm2: LayerNorm,
-    mlp: Mlp,
-}
-
-impl Block {
-    pub(super) fn new(
-        keys: &mut Keys<'_, '_>,
+    /// The same, if `there`.
+    pub(super) fn new_if(
+        there: bool,
+        keys: &mut Keys<'_, 'c>,
         name: &str,
         width: usize,
-        heads: usize,
-        eps: f32,
-    ) -> Result<Self, ModelError> {
-        Ok(Block {
-            norm1: LayerNorm::new(keys, &format!("{name}.norm1"), width, eps)?,
-            attn: Attention::new(keys, &format!("{name}.attn"), width, heads)?,
-            norm2: LayerNorm::new(keys, &format!("{name}.norm2"), width, eps)?,
-            mlp: Mlp::new(keys, &format!("{name}.mlp"), width)?,
+        norm: NormConfig,
+    ) -> Result<Option<Self>> {
+        if there { Norm::new(keys, name, width, norm).map(Some) } else { Ok(None) }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+        ops.norm(x, self.norm, &self.weight, self.bias.as_ref())
+    }
+}
+
+/// `x` through `norm`, if there is one.
+pub(super) fn normed(norm: Option<&Norm<'_>>, x: Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(&x, ops),
+        None => Ok(x),
+    }
+}
+
+/// `[batch, tokens, heads * head]` as `[batch, heads, tokens, head]`.
+pub(super) fn split_heads(x: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    let (batch, tokens, width) = x.dims3()?;
+    x.reshape((batch, tokens, heads, width / heads.max(1)))?.transpose(1, 2)
+}
+
+/// Multi-head self-attention: timm's `Attention`.
+#[derive(Clone, Debug)]
+pub(super) struct Attention<'c> {
+    qkv: Linear<'c>,
+    mixing: Mixing<'c>,
+    norm: Option<Norm<'c>>,
+    proj: Linear<'c>,
+    width: usize,
+}
+
+impl<'c> Attention<'c> {
+    pub(super) fn new(keys: &mut Keys<'_, 'c>, name: &str, config: &Config, depth: usize) -> Result<Self> {
+        let width = config.width;
+        Ok(Attention {
+            qkv: Linear::new(keys, &format!("{name}.qkv"), 3 * width, width, config.qkv_bias)?,
+            mixing: Mixing::new(keys, name, config, config.differential, depth)?,
+            norm: Norm::new_if(config.scale_attn_norm, keys, &format!("{name}.norm"), width, config.norm)?,
+            proj: Linear::new(keys, &format!("{name}.proj"), width, width, config.proj_bias)?,
+            width,
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let x = (x + self.attn.forward(&self.norm1.forward(x)?)?)?;
-        &x + self.mlp.forward(&self.norm2.forward(&x)?)?
+    pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+        let qkv = self.qkv.forward(x, ops)?;
+        let part = |n: usize| qkv.narrow(D::Minus1, n * self.width, self.width);
+        let mixed = self.mixing.forward(&part(0)?, &part(1)?, &part(2)?, ops)?;
+        self.proj.forward(&normed(self.norm.as_ref(), mixed, ops)?, ops)
+    }
+}
+
+/// What happens between the projections of an attention: queries, keys and values `[batch, tokens, width]` to
+/// `[batch, tokens, width]`.
+#[derive(Clone, Debug)]
+pub(super) struct Mixing<'c> {
+    heads: usize,
+    q_norm: Option<Norm<'c>>,
+    k_norm: Option<Norm<'c>>,
+    difference: Option<Difference<'c>>,
+}
+
+/// What differential attention has besides: `attn1 - lambda * attn2`, normalised, times `1 - lambda_init`.
+#[derive(Clone, Debug)]
+struct Difference<'c> {
+    lambda: f64,
+    lambda_init: f64,
+    norm: Norm<'c>,
+}
+
+impl<'c> Difference<'c> {
+    /// With half heads of the width `half`, in the block number `depth`.
+    fn new(keys: &mut Keys<'_, 'c>, name: &str, half: usize, depth: usize) -> Result<Self> {
+        let mut vector = |part: &str| keys.take_values(&format!("{name}.lambda_{part}"), &[half]);
+        let (q1, k1, q2, k2) = (vector("q1")?, vector("k1")?, vector("q2")?, vector("k2")?);
+        let product = |q: &[f32], k: &[f32]| q.iter().zip(k).map(|(q, k)| q * k).sum::<f32>().exp();
+        let lambda_init = 0.8 - 0.6 * (-0.3 * depth as f64).exp();
+        let lambda = f64::from(product(&q1, &k1) - product(&q2, &k2) + lambda_init as f32);
+        // timm's RmsNorm with an epsilon of its own.
+        let norm = NormConfig { kind: NormKind::RmsNorm, eps: 1e-5 };
+        Ok(Difference { lambda, lambda_init, norm: Norm::new(keys, &format!("{name}.sub_norm"), 2 * half, norm)? })
+    }
+
+    fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, ops: Ops) -> candle_core::Result<Tensor> {
+        // [batch, 2 * heads, tokens, half]: neighbours are the two parts of one head.
+        let part = |x: &Tensor, n: usize| {
+            let (batch, _, tokens, half) = x.dims4()?;
+            x.contiguous()?.reshape((batch, heads, 2, tokens, half))?.narrow(2, n, 1)?.squeeze(2)
+        };
+        let attn1 = ops.attention(&part(q, 0)?, &part(k, 0)?, v)?;
+        let attn2 = ops.attention(&part(q, 1)?, &part(k, 1)?, v)?;
+        let mixed = ops.rounded((attn1 - ops.rounded((attn2 * self.lambda)?)?)?)?;
+        let (batch, tokens, width) = mixed.dims3()?;
+        let mixed = self.norm.forward(&mixed.reshape((batch, tokens, heads, width / heads))?, ops)?;
+        ops.rounded((mixed * (1.0 - self.lambda_init))?)?.reshape((batch, tokens, width))
+    }
+}
+
+impl<'c> Mixing<'c> {
+    pub(super) fn new(
+        keys: &mut Keys<'_, 'c>,
+        name: &str,
+        config: &Config,
+        differential: bool,
+        depth: usize,
+    ) -> Result<Self> {
+        let head = config.width / config.heads;
+        let head = if differential { head / 2 } else { head };
+        let mut norm = |part: &str| Norm::new_if(config.qk_norm, keys, &format!("{name}.{part}"), head, config.norm);
+        let (q_norm, k_norm) = (norm("q_norm")?, norm("k_norm")?);
+        let difference = if differential { Some(Difference::new(keys, name, head, depth)?) } else { None };
+        Ok(Mixing { heads: config.heads, q_norm, k_norm, difference })
+    }
+
+    pub(super) fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+        let parts = if self.difference.is_some() { 2 } else { 1 };
+        let q = normed(self.q_norm.as_ref(), split_heads(q, parts * self.heads)?, ops)?;
+        let k = normed(self.k_norm.as_ref(), split_heads(k, parts * self.heads)?, ops)?;
+        let v = split_heads(v, self.heads)?;
+        match &self.difference {
+            Some(difference) => difference.forward(&q, &k, &v, self.heads, ops),
+            None => ops.attention(&q, &k, &v),
+        }
+    }
+}
+
+/// The perceptron of a block.
+#[derive(Clone, Debug)]
+pub(super) struct Mlp<'c> {
+    /// `fc1`, or the gate's part of it.
+    fc1: Linear<'c>,
+    /// `fc1_x`.
+    other: Option<Linear<'c>>,
+    kind: MlpKind,
+    activation: Activation,
+    norm: Option<Norm<'c>>,
+    fc2: Linear<'c>,
+}
+
+impl<'c> Mlp<'c> {
+    pub(super) fn new(keys: &mut Keys<'_, 'c>, name: &str, config: &Config) -> Result<Self> {
+        Mlp::of_kind(keys, name, config, config.mlp, config.hidden, config.proj_bias, config.scale_mlp_norm)
+    }
+
+    /// The one in timm's `AttentionPoolLatent`.
+    pub(super) fn of_pool(keys: &mut Keys<'_, 'c>, name: &str, config: &Config) -> Result<Self> {
+        Mlp::of_kind(keys, name, config, MlpKind::Plain, config.pool_hidden, true, false)
+    }
+
+    fn of_kind(
+        keys: &mut Keys<'_, 'c>,
+        name: &str,
+        config: &Config,
+        kind: MlpKind,
+        hidden: usize,
+        bias: bool,
+        norm: bool,
+    ) -> Result<Self> {
+        let width = config.width;
+        let inner = if kind == MlpKind::SwigluPacked { hidden / 2 } else { hidden };
+        let mut first = |part: &str| Linear::new(keys, &format!("{name}.{part}"), hidden, width, bias);
+        let (fc1, other) = match kind {
+            MlpKind::Swiglu => (first("fc1_g")?, Some(first("fc1_x")?)),
+            MlpKind::Plain | MlpKind::SwigluPacked => (first("fc1")?, None),
+        };
+        let norm = Norm::new_if(norm, keys, &format!("{name}.norm"), inner, config.norm)?;
+        let fc2 = Linear::new(keys, &format!("{name}.fc2"), width, inner, bias)?;
+        Ok(Mlp { fc1, other, kind, activation: config.activation, norm, fc2 })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+        let inner = match (self.kind, &self.other) {
+            (MlpKind::SwigluPacked, _) => {
+                let both = self.fc1.forward(x, ops)?;
+                let half = both.dim(D::Minus1)? / 2;
+                let gate = ops.activation(&both.narrow(D::Minus1, 0, half)?, self.activation)?;
+                ops.multiply(gate, &both.narrow(D::Minus1, half, half)?)?
+            }
+            (_, Some(other)) => {
+                let gate = self.fc1.forward_then(x, self.activation, ops)?;
+                ops.multiply(gate, &other.forward(x, ops)?)?
+            }
+            (_, None) => self.fc1.forward_then(x, self.activation, ops)?,
+        };
+        self.fc2.forward(&normed(self.norm.as_ref(), inner, ops)?, ops)
     }
 }

@@ -40,6 +40,8 @@ mod model;
 mod second_opinion;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
+#[cfg(feature = "verify")]
+mod variants;
 #[cfg(all(feature = "cli", feature = "verify"))]
 mod verifying;
 #[cfg(feature = "cli")]

@@ -1,0 +1,367 @@
+//! From a state dict to parameters: each tensor once, with the shape that the model needs.
+
+use candle_core::{Device, Tensor};
+
+use super::kernels::{Kernels, Ops};
+use super::{ModelError, Precision};
+use crate::checkpoint::{StateDict, TensorData};
+use crate::naming::{AUX_WEIGHT, SCALE};
+use crate::tensor::{DType, decode_f64};
+
+/// Names that a message lists, and no more.
+const LISTED: usize = 8;
+
+/// A weight, bias or other parameter of a model.
+#[derive(Clone, Debug)]
+pub(super) struct Param<'c> {
+    shape: Vec<usize>,
+    values: Values<'c>,
+}
+
+#[derive(Clone, Debug)]
+enum Values<'c> {
+    /// Only looked for, not read.
+    Unread,
+    /// float32, where the file has it.
+    Stored(TensorData<'c>),
+    /// float32, converted or computed.
+    Owned(Vec<f32>),
+    /// For candle.
+    Tensor(Tensor),
+}
+
+impl Param<'_> {
+    pub(super) fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements, row-major; for the kernels of this crate.
+    pub(super) fn slice(&self) -> candle_core::Result<&[f32]> {
+        match &self.values {
+            Values::Stored(data) => {
+                let bytes = data.as_bytes().and_then(|bytes| bytemuck::try_cast_slice(bytes).ok());
+                bytes.ok_or_else(|| candle_core::Error::msg("a parameter is not where it was"))
+            }
+            Values::Owned(values) => Ok(values),
+            Values::Unread | Values::Tensor(_) => Err(candle_core::Error::msg("a parameter is with candle")),
+        }
+    }
+
+    /// The tensor, for candle.
+    pub(super) fn tensor(&self) -> candle_core::Result<&Tensor> {
+        match &self.values {
+            Values::Tensor(tensor) => Ok(tensor),
+            _ => Err(candle_core::Error::msg("a parameter is not with candle")),
+        }
+    }
+}
+
+/// Weights that work beside those of the model: `lambda * weight` for linear layers.
+#[derive(Clone, Debug, Default)]
+pub struct Branches<'s, 'c> {
+    /// The name of the model's weight, the auxiliary state dict, the index of the weight in it, and lambda.
+    terms: Vec<(String, &'s StateDict<'c>, usize, f64)>,
+}
+
+impl<'s, 'c> Branches<'s, 'c> {
+    /// Adds `lambda` times the tensor `index` of `aux`, as `[outputs, inputs]`, to the linear layer whose weight is called `weight`.
+    pub fn add(&mut self, weight: impl Into<String>, aux: &'s StateDict<'c>, index: usize, lambda: f64) {
+        self.terms.push((weight.into(), aux, index, lambda));
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.terms.is_empty()
+    }
+}
+
+/// What a state dict has too much, too little, or in another shape: what `load_state_dict(strict=True)` would say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyProblems {
+    /// Names that the model needs and the file lacks, with a name of the file that nothing else needs and that is nearly the same.
+    pub missing: Vec<(String, Option<String>)>,
+    /// Names of the file that the model has no place for.
+    pub unexpected: Vec<String>,
+    /// Tensors of another shape: the name, the file's shape, the model's.
+    pub shapes: Vec<(String, Vec<usize>, Vec<usize>)>,
+}
+
+impl KeyProblems {
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.missing.is_empty() && self.unexpected.is_empty() && self.shapes.is_empty()
+    }
+}
+
+impl std::fmt::Display for KeyProblems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list = |lines: Vec<String>| {
+            let more = lines.len().saturating_sub(LISTED);
+            let shown = lines[..lines.len().min(LISTED)].join(", ");
+            if more > 0 { format!("{shown} and {more} more") } else { shown }
+        };
+        let mut parts = Vec::new();
+        if !self.missing.is_empty() {
+            let near = |(name, near): &(String, Option<String>)| match near {
+                Some(near) => format!("{name:?} (is it {near:?}?)"),
+                None => format!("{name:?}"),
+            };
+            parts.push(format!("missing: {}", list(self.missing.iter().map(near).collect())));
+        }
+        if !self.unexpected.is_empty() {
+            let quoted = self.unexpected.iter().map(|name| format!("{name:?}"));
+            parts.push(format!("unexpected: {}", list(quoted.collect())));
+        }
+        if !self.shapes.is_empty() {
+            let shape = |(name, found, needed): &(String, Vec<usize>, Vec<usize>)| {
+                format!("{name:?} is {found:?}, where the model has {needed:?}")
+            };
+            parts.push(format!("wrong shape: {}", list(self.shapes.iter().map(shape).collect())));
+        }
+        f.write_str(&parts.join("; "))
+    }
+}
+
+/// How the parameters are to be held.
+#[derive(Clone, Debug)]
+pub(super) struct Holding {
+    pub(super) device: Device,
+    pub(super) ops: Ops,
+    pub(super) fold: bool,
+}
+
+/// Takes the tensors of a state dict, each once.
+pub(super) struct Keys<'s, 'c> {
+    tensors: &'s StateDict<'c>,
+    prefix: String,
+    branches: &'s Branches<'s, 'c>,
+    holding: Option<Holding>,
+    taken: Vec<bool>,
+    used: usize,
+    problems: KeyProblems,
+}
+
+impl<'s, 'c> Keys<'s, 'c> {
+    /// Names are looked for behind `prefix`; without `holding`, names and shapes are compared and nothing is read.
+    pub(super) fn new(
+        tensors: &'s StateDict<'c>,
+        prefix: &str,
+        branches: &'s Branches<'s, 'c>,
+        holding: Option<Holding>,
+    ) -> Self {
+        let taken = vec![false; tensors.specs().len()];
+        let (prefix, problems) = (prefix.to_owned(), KeyProblems::default());
+        Keys { tensors, prefix, branches, holding, taken, used: 0, problems }
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.tensors.find(&format!("{}{name}", self.prefix))
+    }
+
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.find(name).is_some()
+    }
+
+    /// The tensor, which has to have that shape.
+    pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Param<'c>, ModelError> {
+        let unread = Param { shape: shape.to_vec(), values: Values::Unread };
+        let Some(index) = self.find(name) else {
+            self.problems.missing.push((format!("{}{name}", self.prefix), None));
+            return Ok(unread);
+        };
+        self.taken[index] = true;
+        let spec = &self.tensors.specs()[index];
+        if spec.shape != shape {
+            self.problems.shapes.push((spec.name.clone(), spec.shape.clone(), shape.to_vec()));
+            return Ok(unread);
+        }
+        match &self.holding {
+            Some(holding) => read(self.tensors, index, holding),
+            None => Ok(unread),
+        }
+    }
+
+    /// A tensor of more dimensions as a matrix: all but the first are one.
+    pub(super) fn take_matrix(&mut self, name: &str, shape: &[usize]) -> Result<Param<'c>, ModelError> {
+        let mut param = self.take(name, shape)?;
+        param.shape = vec![shape.first().copied().unwrap_or(1), shape.iter().skip(1).product()];
+        if let Values::Tensor(tensor) = &param.values {
+            param.values = Values::Tensor(tensor.reshape(param.shape.as_slice())?);
+        }
+        Ok(param)
+    }
+
+    /// The elements, as they are stored; none if nothing is read.
+    pub(super) fn take_values(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, ModelError> {
+        let param = self.take(name, shape)?;
+        Ok(match &param.values {
+            Values::Unread => Vec::new(),
+            Values::Tensor(tensor) => tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?,
+            Values::Stored(_) | Values::Owned(_) => param.slice()?.to_vec(),
+        })
+    }
+
+    /// A tensor that may be there and changes nothing.
+    pub(super) fn ignore(&mut self, name: &str) {
+        if let Some(index) = self.find(name) {
+            self.taken[index] = true;
+        }
+    }
+
+    /// The same, if `there`.
+    pub(super) fn take_if(
+        &mut self,
+        there: bool,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Param<'c>>, ModelError> {
+        if there { self.take(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// The weight of a linear layer and what works beside it: the checkpoint's own pathway, and branches.
+    pub(super) fn take_weight(
+        &mut self,
+        name: &str,
+        shape: &[usize; 2],
+    ) -> Result<(Param<'c>, Vec<(Param<'c>, f32)>), ModelError> {
+        let full = format!("{name}.weight");
+        let mut weight = self.take(&full, shape)?;
+        let mut terms = Vec::new();
+        let (aux, scale) = (format!("{name}.{AUX_WEIGHT}"), format!("{name}.{SCALE}"));
+        if self.has(&aux) || self.has(&scale) {
+            let aux = self.take(&aux, shape)?;
+            // A scalar, or the reference module's tensor of one element.
+            let scalar = self.find(&scale).is_some_and(|index| self.tensors.specs()[index].shape.is_empty());
+            let scale = self.take(&scale, if scalar { &[] } else { &[1] })?;
+            terms.push((aux, scalar_of(&scale)?));
+        }
+        let full = format!("{}{full}", self.prefix);
+        for (_, aux, index, lambda) in self.branches.terms.iter().filter(|term| term.0 == full) {
+            self.used += 1;
+            let spec = &aux.specs()[*index];
+            if spec.shape != shape {
+                let (name, file) = (spec.name.clone(), aux.checkpoint().path().display());
+                return Err(ModelError::Branch(format!(
+                    "{name:?} of {file} is {:?}, where {full:?} is {shape:?}",
+                    spec.shape
+                )));
+            }
+            if let Some(holding) = &self.holding {
+                terms.push((read(aux, *index, holding)?, *lambda as f32));
+            }
+        }
+        if let Some(holding) = &self.holding
+            && holding.fold
+            && !terms.is_empty()
+        {
+            weight = folded(&weight, &terms)?;
+            terms.clear();
+        }
+        Ok((weight, terms))
+    }
+
+    /// Every tensor has to have been taken, and every branch.
+    pub(super) fn finish(mut self) -> Result<(), ModelError> {
+        let left = self.tensors.specs().iter().zip(&self.taken).filter(|(_, taken)| !**taken);
+        let mut left: Vec<String> = left.map(|(spec, _)| spec.name.clone()).collect();
+        left.extend(self.tensors.others().iter().map(|(name, _)| name.clone()));
+        for (name, near) in &mut self.problems.missing {
+            *near = nearest(name, &left);
+        }
+        self.problems.unexpected = left;
+        if !self.problems.is_empty() {
+            return Err(ModelError::Keys(Box::new(self.problems)));
+        }
+        if self.used < self.branches.terms.len() {
+            let left = self.branches.terms.len() - self.used;
+            return Err(ModelError::Branch(format!("{left} of the auxiliary weights belong to no linear layer")));
+        }
+        Ok(())
+    }
+}
+
+/// The name among `names` that is nearly `name`: the same last parts, or few letters of difference.
+fn nearest(name: &str, names: &[String]) -> Option<String> {
+    let score = |other: &&String| strsim::normalized_levenshtein(name, other);
+    let same_end = |other: &&String| other.ends_with(&format!(".{name}"));
+    if let Some(found) = names.iter().find(same_end) {
+        return Some(found.clone());
+    }
+    // Distances of very long lists of names would take long.
+    let best = names.iter().take(4096).max_by(|a, b| score(a).total_cmp(&score(b)))?;
+    (score(&best) > 0.7).then(|| best.clone())
+}
+
+/// The one element of a lambda; 0 for one that was not read.
+fn scalar_of(param: &Param<'_>) -> Result<f32, ModelError> {
+    match &param.values {
+        Values::Unread => Ok(0.0),
+        Values::Tensor(tensor) => {
+            let scalar = tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            Ok(scalar.first().copied().unwrap_or(0.0))
+        }
+        _ => Ok(param.slice()?.first().copied().unwrap_or(0.0)),
+    }
+}
+
+/// `W + lambda * A + ...`: multiply, then add, in the parameters' own type.
+fn folded<'c>(weight: &Param<'c>, terms: &[(Param<'c>, f32)]) -> Result<Param<'c>, ModelError> {
+    let values = match &weight.values {
+        Values::Tensor(tensor) => {
+            let mut sum = tensor.clone();
+            for (aux, lambda) in terms {
+                sum = (sum + (aux.tensor()? * f64::from(*lambda))?)?;
+            }
+            Values::Tensor(sum)
+        }
+        _ => {
+            let mut sum = weight.slice()?.to_vec();
+            for (aux, lambda) in terms {
+                for (w, a) in sum.iter_mut().zip(aux.slice()?) {
+                    *w += lambda * a;
+                }
+            }
+            Values::Owned(sum)
+        }
+    };
+    Ok(Param { shape: weight.shape.clone(), values })
+}
+
+/// The parameter in the file's `index`, of float32 or rounded to the precision that the model is run in.
+fn read<'c>(tensors: &StateDict<'c>, index: usize, holding: &Holding) -> Result<Param<'c>, ModelError> {
+    let spec = &tensors.specs()[index];
+    let shape = spec.shape.clone();
+    let from = match spec.dtype {
+        DType::F64 => candle_core::DType::F64,
+        DType::F32 => candle_core::DType::F32,
+        DType::F16 => candle_core::DType::F16,
+        DType::BF16 => candle_core::DType::BF16,
+        dtype => return Err(ModelError::Type { name: spec.name.clone(), dtype }),
+    };
+    let data = tensors.tensor(index).map_err(|error| ModelError::Read(Box::new(error)))?;
+    let precision = holding.ops.precision;
+    if let Kernels::Candle = holding.ops.kernels {
+        let bytes = data.view().to_vec();
+        let tensor = Tensor::from_raw_buffer(&bytes, from, &shape, &holding.device)?;
+        return Ok(Param { shape, values: Values::Tensor(tensor.to_dtype(precision.dtype())?) });
+    }
+    let native = cfg!(target_endian = "little") && spec.dtype == DType::F32 && precision == Precision::F32;
+    if native && data.as_bytes().is_some_and(|bytes| bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok()) {
+        return Ok(Param { shape, values: Values::Stored(data) });
+    }
+    let (mut values, mut wide, mut failed) = (Vec::with_capacity(data.view().numel()), Vec::new(), None);
+    data.view().for_each_piece(&mut Vec::new(), |bytes| {
+        wide.clear();
+        match decode_f64(spec.dtype, bytes, &mut wide) {
+            Ok(()) => values.extend(wide.iter().map(|&x| x as f32)),
+            Err(error) => failed = Some(error.0),
+        }
+    });
+    if let Some(dtype) = failed {
+        return Err(ModelError::Type { name: spec.name.clone(), dtype });
+    }
+    precision.round(&mut values);
+    Ok(Param { shape, values: Values::Owned(values) })
+}
