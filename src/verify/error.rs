@@ -103,5 +103,9 @@ fn listed(names: &[String]) -> String {
     /// Names that are listed; a checkpoint given by mistake has hundreds.
     const LISTED: usize = 8;
     let more = if names.len() > LISTED { ", ..." } else { "" };
-    if names.is_empty() { "nothing".to_owned() } else { format!("{}{more}", names[..names.len().min(LISTED)].join(", ")) }
+    if names.is_empty() {
+        "nothing".to_owned()
+    } else {
+        format!("{}{more}", names[..names.len().min(LISTED)].join(", "))
+    }
 }

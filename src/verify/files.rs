@@ -63,7 +63,8 @@ impl Reference {
         let values = floats(&arrays, index)?.ok_or_else(|| no_matrix(spec))?;
         let logits = Logits::from_rows(classes, values).ok_or_else(|| no_matrix(spec))?;
         let has_inputs = ["inputs", "images"].iter().any(|name| arrays.find(name).is_some());
-        let names = checkpoint.values().get("__metadata__").and_then(|metadata| metadata[SAMPLES].as_str()?.parse().ok());
+        let names =
+            checkpoint.values().get("__metadata__").and_then(|metadata| metadata[SAMPLES].as_str()?.parse().ok());
         let samples = names.and_then(|names: Value| serde_json::from_value(names).ok());
         Ok(Reference { path: path.to_owned(), dtype: spec.dtype, logits, samples, has_inputs })
     }
@@ -82,7 +83,8 @@ impl Reference {
             return Err(wrong(ReferenceProblem::Classes { found: self.logits.classes(), needed: classes }));
         }
         if let Some(names) = self.samples.as_ref().filter(|names| names.len() == rows) {
-            let by_name: HashMap<&str, usize> = names.iter().enumerate().map(|(row, name)| (name.as_str(), row)).collect();
+            let by_name: HashMap<&str, usize> =
+                names.iter().enumerate().map(|(row, name)| (name.as_str(), row)).collect();
             let row = |&index: &usize| {
                 let name = source.name(index);
                 by_name.get(name.as_str()).copied().ok_or(name)

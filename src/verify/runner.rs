@@ -82,7 +82,12 @@ pub fn run(
 }
 
 /// The logits of some inputs, row after row, and how many each has.
-fn forward(model: &Subject<'_>, source: &Source, data: &[f32], inputs: usize) -> Result<(usize, Vec<f32>), VerifyError> {
+fn forward(
+    model: &Subject<'_>,
+    source: &Source,
+    data: &[f32],
+    inputs: usize,
+) -> Result<(usize, Vec<f32>), VerifyError> {
     let compute = || {
         let [channels, height, width] = source.shape();
         let images = Tensor::from_slice(data, (inputs, channels, height, width), model.vit.device())?;
@@ -100,7 +105,12 @@ fn refused(model: &Subject<'_>, source: candle_core::Error) -> VerifyError {
 ///
 /// # Errors
 /// [`VerifyError::Model`] if the input does not fit a model.
-pub fn trace(first: &Subject<'_>, second: &Subject<'_>, source: &Source, input: &[f32]) -> Result<Vec<Comparison>, VerifyError> {
+pub fn trace(
+    first: &Subject<'_>,
+    second: &Subject<'_>,
+    source: &Source,
+    input: &[f32],
+) -> Result<Vec<Comparison>, VerifyError> {
     let outputs = |model: &Subject<'_>, each: &mut dyn FnMut(usize, Vec<Vec<f32>>)| {
         let mut compute = || {
             let [channels, height, width] = source.shape();

@@ -103,7 +103,11 @@ impl Source {
     ///
     /// # Errors
     /// [`DataError`].
-    pub(super) fn batches(&self, batch: usize, threads: usize) -> Result<Box<dyn Iterator<Item = Batch> + '_>, DataError> {
+    pub(super) fn batches(
+        &self,
+        batch: usize,
+        threads: usize,
+    ) -> Result<Box<dyn Iterator<Item = Batch> + '_>, DataError> {
         match self {
             Source::Samples { set, preprocessing } => Ok(Box::new(set.batches(preprocessing, batch, threads)?)),
             Source::Noise { images, shape, seed } => {

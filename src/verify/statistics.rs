@@ -86,7 +86,7 @@ pub fn mean(values: &[f64]) -> Option<(f64, Option<Interval>)> {
     let mean = values.iter().sum::<f64>() / n;
     let squares: f64 = values.iter().map(|x| (x - mean) * (x - mean)).sum();
     let reach = Z * (squares / (n - 1.0) / n).sqrt();
-    let interval = (values.len() > 1).then(|| Interval { low: mean - reach, high: mean + reach });
+    let interval = (values.len() > 1).then_some(Interval { low: mean - reach, high: mean + reach });
     Some((mean, interval))
 }
 

@@ -34,8 +34,7 @@ fn floats(value: &Value) -> Vec<f64> {
 }
 
 fn matrix(name: &str) -> Logits {
-    let rows: Vec<f32> =
-        expected()[name].as_array().unwrap().iter().flat_map(floats).map(|x| x as f32).collect();
+    let rows: Vec<f32> = expected()[name].as_array().unwrap().iter().flat_map(floats).map(|x| x as f32).collect();
     Logits::from_rows(7, rows).unwrap()
 }
 
@@ -88,7 +87,8 @@ fn scores_are_numpys() {
     let (mean, interval) = accuracy.loss.unwrap();
     close(mean, theirs["mean_loss"].as_f64().unwrap(), 1e-12);
     let theirs = floats(&theirs["loss_interval"]);
-    close(interval.unwrap().low, theirs[0], 1e-12);
+    // Of so few samples the normal distribution reaches below zero, where no cross-entropy is.
+    close(interval.unwrap().low, theirs[0].max(0.0), 1e-12);
     close(interval.unwrap().high, theirs[1], 1e-12);
     assert_eq!(accuracy.no_loss, 0);
 }
@@ -219,10 +219,7 @@ fn saved_logits_are_read_back() {
         bare.write(&path, true).unwrap();
         assert_eq!(Reference::open(&path, None).unwrap().samples, None);
     }
-    assert!(matches!(
-        SavedLogits::check(&folder.path().join("a.csv"), false),
-        Err(VerifyError::UnknownFormat { .. })
-    ));
+    assert!(matches!(SavedLogits::check(&folder.path().join("a.csv"), false), Err(VerifyError::UnknownFormat { .. })));
 }
 
 /// A sample set of names, of which nothing can be read.

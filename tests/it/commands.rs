@@ -220,7 +220,13 @@ fn colours_are_for_terminals_and_for_those_who_ask() {
 
 #[test]
 fn help_has_examples() {
-    for command in [&["--help"][..], &["inspect", "--help"], &["fold", "--help"], #[cfg(feature = "verify")] &["verify", "--help"]] {
+    for command in [
+        &["--help"][..],
+        &["inspect", "--help"],
+        &["fold", "--help"],
+        #[cfg(feature = "verify")]
+        &["verify", "--help"],
+    ] {
         assert!(succeed(command).contains("Examples:\n  m2pt-surgery "), "{command:?}");
     }
 }

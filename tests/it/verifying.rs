@@ -48,7 +48,8 @@ fn accuracies_and_logits_are_pytorchs_sample_by_sample() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let recorded = expected("predictions.json");
-    let scaled = |lambda: &str| fold(folder.path(), &format!("{lambda}.pth"), &[TARGET, "--aux", SPEECH, "--lambda", lambda]);
+    let scaled =
+        |lambda: &str| fold(folder.path(), &format!("{lambda}.pth"), &[TARGET, "--aux", SPEECH, "--lambda", lambda]);
     let models = [
         ("target", TARGET.to_owned()),
         ("early", "fixtures/mnist_early.pth".to_owned()),
@@ -89,7 +90,10 @@ fn a_fold_computes_what_its_pathway_does() {
         for inputs in [&DIGITS[..], &DIGITS[2..]] {
             let report = sound(&[&[merged.as_str()], pathway, inputs].concat());
             let found = &report["pathway"];
-            assert_eq!((&found["equivalent"], &found["layers"], &found["tolerance"]), (&json!(true), &json!(24), &json!(1e-4)));
+            assert_eq!(
+                (&found["equivalent"], &found["layers"], &found["tolerance"]),
+                (&json!(true), &json!(24), &json!(1e-4))
+            );
             assert!(found["max_abs"].as_f64().unwrap() < f64::from(TOLERANCE), "{found:#}");
             assert!(found["max_abs"].as_f64().unwrap() > 0.0, "two orders of summation agree to the last bit");
             assert_eq!(found["same_top1"], found["rows"]);
@@ -101,7 +105,7 @@ fn a_fold_computes_what_its_pathway_does() {
     assert_eq!((&report["folded_in_memory"], &report["pathway"]["layers"]), (&json!(true), &json!(24)));
     assert_eq!(report["inputs"]["noise"], json!({"images": 16, "seed": 0, "shape": [3, 32, 32]}));
     // Several auxiliaries, and lambdas of their own.
-    let twice = ["--aux", &format!("{SPEECH}=0.1"), "--aux", &format!("fixtures/mnist_early.pth=-0.05")];
+    let twice = ["--aux", &format!("{SPEECH}=0.1"), "--aux", "fixtures/mnist_early.pth=-0.05"];
     let both = fold(folder.path(), "both.pth", &[&[TARGET][..], &twice].concat());
     let report = sound(&[&[both.as_str(), "--pathway", TARGET, DIGITS[2], DIGITS[3]][..], &twice].concat());
     assert_eq!(report["pathway"]["aux"], json!([SPEECH, "fixtures/mnist_early.pth"]));
@@ -187,9 +191,12 @@ fn shuffled_and_limited_samples_are_the_same_samples() {
     let (some, path) = saved("some.safetensors", &["--shuffle-seed", "3", "--limit", "40"]);
     assert_eq!((some.logits.len(), some.samples.as_ref().map(Vec::len)), (40, Some(40)));
     // Whatever the order, saved logits find their samples again.
-    let report = sound(&[&[TARGET, "--reference", &path], &DIGITS[..], &["--shuffle-seed", "3", "--limit", "10"]].concat());
+    let report =
+        sound(&[&[TARGET, "--reference", &path], &DIGITS[..], &["--shuffle-seed", "3", "--limit", "10"]].concat());
     assert_eq!((&report["reference"]["rows"], &report["run"]["images"]), (&json!(10), &json!(10)));
-    assert!(fail(&[&["verify", TARGET, "--reference", &path], &DIGITS[..]].concat()).contains("no logits of the sample"));
+    assert!(
+        fail(&[&["verify", TARGET, "--reference", &path], &DIGITS[..]].concat()).contains("no logits of the sample")
+    );
 }
 
 #[test]
@@ -198,8 +205,10 @@ fn inputs_can_come_with_the_logits() {
     let bytes = fs::read(fixture("expected/inputs_16.safetensors")).unwrap();
     let recorded = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let indices = recorded.tensor("indices").unwrap();
-    let indices: Vec<usize> = indices.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as usize).collect();
-    let logits = Reference::open(&fixture("expected/logits.safetensors"), Some("target")).unwrap().logits.select(&indices);
+    let indices: Vec<usize> =
+        indices.data().as_chunks::<8>().0.iter().map(|b| i64::from_le_bytes(*b) as usize).collect();
+    let logits =
+        Reference::open(&fixture("expected/logits.safetensors"), Some("target")).unwrap().logits.select(&indices);
     let logits: Vec<u8> = logits.values().iter().flat_map(|x| x.to_le_bytes()).collect();
     let logits = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![16, 10], &logits).unwrap();
     let path = folder.path().join("reference.safetensors");
@@ -217,7 +226,8 @@ fn some_digits(folder: &Path, classes: &[(&str, usize)]) -> String {
     for (name, class) in classes {
         let to = folder.join("set").join(name);
         fs::create_dir_all(&to).unwrap();
-        let mut images: Vec<_> = fs::read_dir(fixture(&format!("mnist/{class}"))).unwrap().map(|e| e.unwrap().path()).collect();
+        let mut images: Vec<_> =
+            fs::read_dir(fixture(&format!("mnist/{class}"))).unwrap().map(|e| e.unwrap().path()).collect();
         images.sort();
         for image in &images[..3] {
             fs::copy(image, to.join(image.file_name().unwrap())).unwrap();
@@ -237,7 +247,8 @@ fn samples_that_cannot_be_read_are_named_and_a_finding() {
     let args = [TARGET, "--samples", &set, "--config", DIGITS[3]];
     let report = unsound(&args);
     assert_eq!((&report["run"]["images"], &report["accuracy"]["top1"]["samples"]), (&json!(30), &json!(30)));
-    let names: Vec<&str> = report["unreadable"].as_array().unwrap().iter().map(|u| u["sample"].as_str().unwrap()).collect();
+    let names: Vec<&str> =
+        report["unreadable"].as_array().unwrap().iter().map(|u| u["sample"].as_str().unwrap()).collect();
     assert_eq!(names, ["4/broken.png", "7/empty.png"]);
     let text = run(&[&["verify"], &args[..]].concat());
     let text = String::from_utf8(text.stdout).unwrap();
@@ -265,12 +276,19 @@ fn classes_that_cannot_be_mapped_are_errors_that_say_how() {
     };
     let good = map("good.json", r#"{"four": 4, "seven": 7}"#);
     let report = sound(&with("--labels", &good));
-    let name = |class: u64| report["accuracy"]["classes"].as_array().unwrap().iter().find(|c| c["class"] == class).unwrap()["name"].clone();
+    let name = |class: u64| {
+        report["accuracy"]["classes"].as_array().unwrap().iter().find(|c| c["class"] == class).unwrap()["name"].clone()
+    };
     assert_eq!((name(4), name(7)), (json!("four"), json!("seven")));
     // What PyTorch took the first three of each class for.
     let recorded = expected("predictions.json");
     let taken = |first: usize| recorded["predictions"]["target"].as_array().unwrap()[first..first + 3].to_vec();
-    let right = [taken(4 * 52), taken(7 * 52)].concat().iter().zip([4, 4, 4, 7, 7, 7]).filter(|(p, label)| **p == json!(label)).count();
+    let right = [taken(4 * 52), taken(7 * 52)]
+        .concat()
+        .iter()
+        .zip([4, 4, 4, 7, 7, 7])
+        .filter(|(p, label)| **p == json!(label))
+        .count();
     assert_eq!(report["accuracy"]["top1"]["right"], right);
     let beyond = map("beyond.json", r#"{"four": 4, "seven": 17}"#);
     let error = fail(&[&["verify"], &with("--labels", &beyond)[..]].concat());
@@ -313,13 +331,11 @@ fn json_has_the_documented_names() {
         keys(&report),
         "model folded_in_memory inputs unreadable run accuracy against pathway reference non_finite saved sound"
     );
-    let model = "file root architecture depth width heads patch image channels classes activation pool pathways guesses";
+    let model =
+        "file root architecture depth width heads patch image channels classes activation pool pathways guesses";
     assert_eq!((keys(&report["model"]), keys(&report["against"][0]["model"])), (model.into(), model.into()));
     assert_eq!(keys(&report["inputs"]), "file samples total preprocessing");
-    assert_eq!(
-        keys(&report["inputs"]["preprocessing"]),
-        "input_size crop_pct crop_mode interpolation mean std from"
-    );
+    assert_eq!(keys(&report["inputs"]["preprocessing"]), "input_size crop_pct crop_mode interpolation mean std from");
     assert_eq!(keys(&report["run"]), "images device dtype batch seconds images_per_second elapsed");
     assert_eq!(keys(&report["accuracy"]), "top1 top5 loss classes confusion");
     assert_eq!(keys(&report["accuracy"]["top5"]), "right samples value low high");
@@ -335,7 +351,8 @@ fn json_has_the_documented_names() {
     let pathway = &report["pathway"];
     assert_eq!(keys(pathway), format!("{distance} model aux layers worst first_block blocks"));
     assert_eq!(keys(&pathway["blocks"][0]), format!("{distance} block"));
-    let total: u64 = report["accuracy"]["confusion"].as_array().unwrap().iter().map(|c| c["count"].as_u64().unwrap()).sum();
+    let total: u64 =
+        report["accuracy"]["confusion"].as_array().unwrap().iter().map(|c| c["count"].as_u64().unwrap()).sum();
     assert_eq!(total, 520);
 }
 

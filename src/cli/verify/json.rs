@@ -9,7 +9,11 @@ use super::{Against, Args, Model, Report};
 
 pub(super) fn report(args: &Args, report: &Report<'_>) -> Value {
     let name = |index: usize| report.source.name(index);
-    let unreadable = report.run.failed.iter().map(|(index, error)| json!({"sample": name(*index), "why": error.problem.to_string()}));
+    let unreadable = report
+        .run
+        .failed
+        .iter()
+        .map(|(index, error)| json!({"sample": name(*index), "why": error.problem.to_string()}));
     let non_finite = report.non_finite.iter().map(|&index| name(index));
     json!({
         "model": model(report.model),
@@ -131,7 +135,8 @@ fn accuracy(accuracy: &Accuracy, report: &Report<'_>) -> Value {
     });
     object["classes"] = classes.collect();
     let cells = accuracy.confusion.iter();
-    let cells = cells.map(|(&(label, predicted), count)| json!({"label": label, "predicted": predicted, "count": count}));
+    let cells =
+        cells.map(|(&(label, predicted), count)| json!({"label": label, "predicted": predicted, "count": count}));
     object["confusion"] = cells.collect();
     object
 }

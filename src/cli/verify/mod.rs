@@ -95,7 +95,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     // The files stay open as long as their models run.
     let file = Checkpoint::open(&args.checkpoint)?;
     let other_files = args.against.iter().map(Checkpoint::open).collect::<Result<Vec<_>, _>>()?;
-    let fold = args.pathway.as_ref().map(|path| Ok::<_, anyhow::Error>(request(path, &args.fold)?.open()?)).transpose()?;
+    let fold =
+        args.pathway.as_ref().map(|path| Ok::<_, anyhow::Error>(request(path, &args.fold)?.open()?)).transpose()?;
     let pairing = fold.as_ref().map(Pathway::new).transpose().context("--pathway")?;
 
     let model = Model::new(args, file.state_dict(&root(args.model.root.as_ref()))?, printer)?;
@@ -129,7 +130,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
 
     // Models for which images are prepared alike share them.
     let shared: Vec<bool> = others.iter().map(|other| prepared_alike(&source, &model, other)).collect();
-    let paths: Vec<PathBuf> = std::iter::once(&model).chain(unfolded).chain(&others).map(|m| m.path().to_owned()).collect();
+    let paths: Vec<PathBuf> =
+        std::iter::once(&model).chain(unfolded).chain(&others).map(|m| m.path().to_owned()).collect();
     let first_other = 1 + usize::from(unfolded.is_some());
     let subject = |vit, number: usize| Subject { vit, path: &paths[number] };
     let mut subjects = vec![subject(&vit, 0)];
@@ -191,7 +193,17 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         && reference.as_ref().is_none_or(|compared| compared.comparison.within(compared.tolerance));
     let model = &model;
     let report = Report {
-        model, folded, device: device_name, source, run, accuracy: scored, against, pathway, reference, non_finite, sound,
+        model,
+        folded,
+        device: device_name,
+        source,
+        run,
+        accuracy: scored,
+        against,
+        pathway,
+        reference,
+        non_finite,
+        sound,
     };
     if args.json {
         printer.json(&json::report(args, &report))?;

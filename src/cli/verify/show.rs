@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use comfy_table::{Cell, CellAlignment, Color};
-use m2pt_surgery::model::Known;
 use m2pt_surgery::data::{CropMode, Interpolation, Preprocessing};
+use m2pt_surgery::model::Known;
 use m2pt_surgery::verify::{Accuracy, ClassAccuracy, Comparison, Source, TOP};
 
 use super::words::{architecture, between, compared, percent};
@@ -158,7 +158,11 @@ fn rest(all: usize, top: usize, printer: &mut Printer) -> Result<()> {
 fn unreadable(args: &Args, report: &Report<'_>, printer: &mut Printer) -> Result<()> {
     let failed = &report.run.failed;
     if !failed.is_empty() {
-        printer.line(format!("{} cannot be read, and {} left out:", counted(failed.len(), "sample"), verb(failed.len())))?;
+        printer.line(format!(
+            "{} cannot be read, and {} left out:",
+            counted(failed.len(), "sample"),
+            verb(failed.len())
+        ))?;
         for (_, error) in &failed[..first(failed.len(), args.top)] {
             printer.line(format!("  {}", printable(&error.to_string())))?;
         }
