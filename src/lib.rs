@@ -52,6 +52,11 @@
 //! [`scan`] says what loading a file would execute: every import and call in every pickle, in whatever it hides, judged by
 //! allow-lists. It shares no code with the readers above, and goes on where they refuse.
 //!
+//! # What is run
+//! With the feature `verify`, [`model`] runs the vision transformers of timm, [`data`] reads images as timm's evaluation does, and
+//! [`verify`] says what came of it: accuracies and their intervals, whether two models differ, whether a fold computes what its
+//! pathway did.
+//!
 //! # What is written
 //! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`.
 //!
@@ -79,6 +84,8 @@ pub mod pickle;
 mod plan;
 pub mod scan;
 pub mod tensor;
+#[cfg(feature = "verify")]
+pub mod verify;
 mod write;
 
 pub use checkpoint::{

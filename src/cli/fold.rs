@@ -130,9 +130,18 @@ enum Bias {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Depth {
+pub(super) enum Depth {
     Error,
     First,
+}
+
+impl From<Depth> for DepthMismatch {
+    fn from(depth: Depth) -> DepthMismatch {
+        match depth {
+            Depth::Error => DepthMismatch::Error,
+            Depth::First => DepthMismatch::First,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -141,12 +150,12 @@ enum OutputFormat {
     Safetensors,
 }
 
-fn layer_kind(text: &str) -> Result<LayerKind, String> {
+pub(super) fn layer_kind(text: &str) -> Result<LayerKind, String> {
     let found = LayerKind::ALL.into_iter().find(|kind| kind.name() == text.trim());
     found.ok_or_else(|| "the kinds of layer are qkv, proj, fc1, fc2".to_owned())
 }
 
-fn block_set(text: &str) -> Result<BlockSet, String> {
+pub(super) fn block_set(text: &str) -> Result<BlockSet, String> {
     BlockSet::parse(text).ok_or_else(|| "write blocks as numbers and ranges of up to 4096: 0-5,8".to_owned())
 }
 
@@ -160,7 +169,7 @@ fn selector(text: &str) -> Result<Selector, String> {
 }
 
 /// `FILE` or `FILE=LAMBDA`; a file whose name holds `=` is taken as it is if it exists.
-fn aux(text: &OsStr) -> Result<AuxRequest> {
+pub(super) fn aux(text: &OsStr) -> Result<AuxRequest> {
     let whole = AuxRequest { path: text.into(), lambda: None };
     // A name that is not UTF-8 is taken as it is.
     let Some(text) = text.to_str().filter(|_| !whole.path.exists()) else { return Ok(whole) };
@@ -205,10 +214,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
         Bias::Keep => BiasMode::Keep,
         Bias::Fold => BiasMode::Fold,
     };
-    request.depth_mismatch = match args.depth_mismatch {
-        Depth::Error => DepthMismatch::Error,
-        Depth::First => DepthMismatch::First,
-    };
+    request.depth_mismatch = args.depth_mismatch.into();
     request.dtype = args.dtype;
     request.allow_non_finite = args.allow_non_finite;
     request.force = args.force;
@@ -223,7 +229,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     Ok(request)
 }
 
-fn lambda_file(path: &Path) -> Result<LambdaSpec> {
+pub(super) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
     /// Bytes of the longest lambda file read: far more than any model has layers for.
     const LONGEST: u64 = 16 << 20;
     let io = |source| Error::Io { action: "read", path: path.to_owned(), source };

@@ -8,6 +8,8 @@ mod printer;
 mod progress;
 mod scan;
 mod text;
+#[cfg(feature = "verify")]
+mod verify;
 
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
@@ -36,6 +38,7 @@ const FAILED: u8 = 2;
   m2pt-surgery fold trained_pathway.pth -o plain.safetensors
   m2pt-surgery diff image.pth merged.pth
   m2pt-surgery scan downloads/
+  m2pt-surgery verify merged.pth --samples val/ --against image.pth
 
 Exit status: 0 done; 1 done, with a finding; 2 could not be done."
 )]
@@ -66,6 +69,8 @@ enum Command {
     Fold(Box<fold::Args>),
     Diff(diff::Args),
     Scan(scan::Args),
+    #[cfg(feature = "verify")]
+    Verify(Box<verify::Args>),
 }
 
 /// Runs the program.
@@ -79,6 +84,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Fold(args) => fold::run(args, &mut printer),
         Command::Diff(args) => diff::run(args, &mut printer),
         Command::Scan(args) => scan::run(args, &mut printer),
+        #[cfg(feature = "verify")]
+        Command::Verify(args) => verify::run(args, &mut printer),
     };
     match result.and_then(|code| Ok(printer.flush().map(|()| code)?)) {
         Ok(code) => code,

@@ -42,11 +42,20 @@ pub(super) struct Bar(ProgressBar);
 
 impl Bar {
     pub(super) fn new(bytes: u64, what: &str, quiet: bool) -> Bar {
+        Bar::with(bytes, "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}", what, quiet)
+    }
+
+    /// The same of things that are counted.
+    #[cfg(feature = "verify")]
+    pub(super) fn counting(count: u64, what: &str, quiet: bool) -> Bar {
+        Bar::with(count, "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}", what, quiet)
+    }
+
+    fn with(total: u64, style: &str, what: &str, quiet: bool) -> Bar {
         LazyLock::force(&STOPPED);
         let visible = !quiet && std::io::stderr().is_terminal();
         let target = if visible { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(bytes), target);
-        let style = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let bar = ProgressBar::with_draw_target(Some(total), target);
         if let Ok(style) = ProgressStyle::with_template(style) {
             bar.set_style(style);
         }

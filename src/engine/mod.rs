@@ -15,7 +15,7 @@ const PIECE: usize = 32 << 10;
 
 /// Who is told how far a run has come, and can stop it.
 pub trait Progress {
-    /// That many more bytes of the output are computed, or of the inputs hashed.
+    /// That many more bytes of the output are computed, or of the inputs hashed; or so many samples run.
     fn advance(&mut self, bytes: u64);
 
     /// Whether the run should stop now.

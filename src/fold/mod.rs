@@ -76,6 +76,28 @@ impl FoldInputs {
     /// [`Error`]: whatever stands in the way of the fold.
     pub fn plan(&self) -> Result<PlannedFold<'_>> {
         let request = &self.request;
+        let (target, aux, plan) = self.matched()?;
+        let mut planned = PlannedFold { inputs: self, target, aux, plan, file_bytes: 0 };
+        planned.file_bytes = planned.layout(None)?.file_bytes();
+        planned.note_left_behind();
+        let sidecar = request.sidecar.then(|| request.sidecar_path());
+        for path in std::iter::once(&request.output).chain(&sidecar) {
+            check_target(path, request.force)?;
+            let notes = leftovers(path).into_iter().map(|left| {
+                format!(
+                    "{} was left behind by a run that was killed, or is being written by another one now; if there is \
+                     none, remove it",
+                    left.display()
+                )
+            });
+            planned.plan.notes.extend(notes);
+        }
+        Ok(planned)
+    }
+
+    /// Matches the layers and plans the fold, whatever its output is.
+    pub(crate) fn matched(&self) -> Result<(Understood<'_>, Vec<Understood<'_>>, Plan)> {
+        let request = &self.request;
         let target =
             Understood::new(&self.target, &request.target_root, request.target_pattern.as_ref(), Flags::TARGET)?;
         let aux = self
@@ -108,22 +130,7 @@ impl FoldInputs {
             ));
         }
         drop(sides);
-        let mut planned = PlannedFold { inputs: self, target, aux, plan, file_bytes: 0 };
-        planned.file_bytes = planned.layout(None)?.file_bytes();
-        planned.note_left_behind();
-        let sidecar = request.sidecar.then(|| request.sidecar_path());
-        for path in std::iter::once(&request.output).chain(&sidecar) {
-            check_target(path, request.force)?;
-            let notes = leftovers(path).into_iter().map(|left| {
-                format!(
-                    "{} was left behind by a run that was killed, or is being written by another one now; if there is \
-                     none, remove it",
-                    left.display()
-                )
-            });
-            planned.plan.notes.extend(notes);
-        }
-        Ok(planned)
+        Ok((target, aux, plan))
     }
 
     /// Refuses options that would be ignored silently.

@@ -20,6 +20,7 @@ import check_logits
 import check_old_torch
 import check_repeat
 import check_sharing
+import check_verify
 from report import Report
 from tool import Tool
 
@@ -28,6 +29,7 @@ PARTS = (
     check_inspect,
     check_folds,
     check_logits,
+    check_verify,
     check_inputs,
     check_dtypes,
     check_sharing,

@@ -19,10 +19,14 @@ fn shown(args: &[&str]) -> String {
     )
 }
 
-fn snapshot(name: &str, args: &[&str]) {
+pub(crate) fn snapshot(name: &str, args: &[&str]) {
     let mut settings = insta::Settings::clone_current();
     settings.add_filter(r"in \d+\.\d+ s \([\d.]+ [kMGT]?B/s\)", "in [time]");
     settings.add_filter(r"/\S*/\.tmp\w+/", "[folder]/");
+    settings.add_filter(r"in \d+\.\d+ s: [\d.e]+ images/s", "in [time]");
+    // Rounding depends on the machine.
+    settings.add_filter(r"\d\.\de-\d", "[tiny]");
+    settings.add_filter(r"for noise \d+", "for noise [number]");
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.bind(|| insta::assert_snapshot!(name, shown(args)));
@@ -216,7 +220,13 @@ fn colours_are_for_terminals_and_for_those_who_ask() {
 
 #[test]
 fn help_has_examples() {
-    for command in [&["--help"][..], &["inspect", "--help"], &["fold", "--help"]] {
+    for command in [
+        &["--help"][..],
+        &["inspect", "--help"],
+        &["fold", "--help"],
+        #[cfg(feature = "verify")]
+        &["verify", "--help"],
+    ] {
         assert!(succeed(command).contains("Examples:\n  m2pt-surgery "), "{command:?}");
     }
 }

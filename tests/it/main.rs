@@ -46,5 +46,7 @@ mod second_opinion;
 mod shrunk;
 #[cfg(feature = "verify")]
 mod variants;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod verifying;
 #[cfg(feature = "cli")]
 mod writing;
