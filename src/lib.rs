@@ -46,6 +46,8 @@
 //! | [`tensor::MAX_DIMENSIONS`] (64) | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] (1 GiB) | logical bytes of a view that repeats its elements |
 //!
+//! Those of images and lists of images are in the module `data` (feature `verify`).
+//!
 //! # What is scanned
 //! [`scan`] says what loading a file would execute: every import and call in every pickle, in whatever it hides, judged by
 //! allow-lists. It shares no code with the readers above, and goes on where they refuse.
@@ -64,7 +66,7 @@
 //! layer is float64, that layer is computed in float64. A lambda of 0 leaves a weight as it is, byte for byte.
 //!
 //! # Features
-//! `cli` (default): the program. `verify` (default): running models with candle. `cuda`: candle on NVIDIA GPUs. Without
+//! `cli` (default): the program. `verify` (default): reading images, and running models with candle. `cuda`: candle on NVIDIA GPUs. Without
 //! default features this is the bare library.
 
 mod checkpoint;

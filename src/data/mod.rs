@@ -4,6 +4,14 @@
 //! Images are PNG, JPEG, WebP and BMP, told by their content, and become what Pillow's `convert("RGB")` makes of them:
 //! alpha is dropped, EXIF orientation and colour profiles are not applied. [`Preprocessing`] is timm's transform for
 //! evaluation. `docs/samples.md` has the formats, how classes get their numbers, and how exact all of that is.
+//!
+//! | limit | of |
+//! | --- | --- |
+//! | [`MAX_IMAGE_FILE_BYTES`] (512 MiB) | an image file |
+//! | [`MAX_IMAGE_SIDE`] (16,384), [`MAX_IMAGE_BYTES`] (512 MiB) | width and height of an image, and its decoded bytes |
+//! | [`MAX_INPUT_BYTES`] (512 MiB) | an input of a model |
+//! | [`MAX_LIST_BYTES`] (256 MiB), [`MAX_LABEL`] | a list of samples or classes, and the number of a class |
+//! | [`MAX_FOLDER_DEPTH`] (64) | folders in folders |
 
 mod arrays;
 mod batches;
@@ -16,8 +24,6 @@ mod natural;
 mod preprocess;
 mod resample;
 mod shuffle;
-#[cfg(test)]
-mod tests;
 
 use std::collections::BTreeMap;
 use std::fs;

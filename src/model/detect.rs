@@ -44,7 +44,7 @@ impl Config {
     /// # Errors
     /// [`ModelError`] if they are no weights of a ViT, or not of the one in `hints`.
     pub fn detect(tensors: &StateDict<'_>, hints: &Hints) -> Result<Detected, ModelError> {
-        let seen = Shapes::new(tensors).config()?;
+        let seen = Shapes::new(tensors, hints).config()?;
         let mut detected = match &hints.known {
             Some(known) => Detected {
                 config: Config {
@@ -200,11 +200,12 @@ fn recognise(seen: Config, hints: &Hints) -> Detected {
 struct Shapes<'s, 'c> {
     tensors: &'s StateDict<'c>,
     prefix: String,
+    hints: &'s Hints,
 }
 
 impl<'s, 'c> Shapes<'s, 'c> {
-    fn new(tensors: &'s StateDict<'c>) -> Self {
-        Shapes { tensors, prefix: prefix_of(tensors) }
+    fn new(tensors: &'s StateDict<'c>, hints: &'s Hints) -> Self {
+        Shapes { tensors, prefix: prefix_of(tensors), hints }
     }
 
     fn get(&self, name: &str) -> Option<&'s [usize]> {
@@ -279,7 +280,7 @@ impl<'s, 'c> Shapes<'s, 'c> {
         let distilled = self.has("dist_token");
         let registers = self.get("reg_token").and_then(|shape| shape.get(1).copied()).unwrap_or(0);
         let prefix = usize::from(class_token) + usize::from(distilled) + registers;
-        let (positions, grid) = self.positions(prefix);
+        let (positions, grid) = self.positions(prefix, (high, wide));
         let (norm_last, fc_norm) = (self.has("norm.weight"), self.has("fc_norm.weight"));
         let pool = match () {
             () if self.has("attn_pool.latent") => Pool::Map,
@@ -335,15 +336,21 @@ impl<'s, 'c> Shapes<'s, 'c> {
         })
     }
 
-    /// Which tokens have positions, and the grid of the patches: square if it can be, otherwise all in one row.
-    fn positions(&self, prefix: usize) -> (Positions, (usize, usize)) {
+    /// Which tokens have positions, and the grid of the patches: as an architecture or images say that are given;
+    /// otherwise square if it can be, or else all in one row.
+    fn positions(&self, prefix: usize, patch: (usize, usize)) -> (Positions, (usize, usize)) {
         let Some(&[_, count, _]) = self.get("pos_embed") else { return (Positions::None, (14, 14)) };
         let square = |n: usize| n > 0 && n.isqrt().pow(2) == n;
         let of = |n: usize| if square(n) { (n.isqrt(), n.isqrt()) } else { (1, n) };
-        if prefix == 0 || count <= prefix {
-            return (Positions::Patches, of(count));
-        }
-        let rest = count - prefix;
-        if square(count) && !square(rest) { (Positions::Patches, of(count)) } else { (Positions::All, of(rest)) }
+        let rest = count.saturating_sub(prefix);
+        let given = self.hints.image.map(|(height, width)| (height / patch.0).saturating_mul(width / patch.1));
+        let all = match &self.hints.known {
+            _ if prefix == 0 || rest == 0 => false,
+            Some(known) => known.config.positions == Positions::All,
+            None if given == Some(count) => false,
+            None if given == Some(rest) => true,
+            None => square(rest) || !square(count),
+        };
+        if all { (Positions::All, of(rest)) } else { (Positions::Patches, of(count)) }
     }
 }

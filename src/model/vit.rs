@@ -12,7 +12,7 @@ use super::{ModelError, prefix_of};
 use crate::checkpoint::StateDict;
 
 /// Images that one thread takes through the model at a time: enough to use a weight often while it is in the cache.
-const IMAGES: usize = 4;
+const IMAGES: usize = 8;
 
 /// How a model is loaded and run.
 #[derive(Clone, Debug)]

@@ -37,6 +37,10 @@ mod memory;
 #[cfg(feature = "verify")]
 mod model;
 #[cfg(feature = "verify")]
+mod preprocessing;
+#[cfg(feature = "verify")]
+mod samples;
+#[cfg(feature = "verify")]
 mod second_opinion;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;

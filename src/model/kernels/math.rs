@@ -209,3 +209,146 @@ pub(super) fn multiply(arch: Arch, x: &mut [f32], y: &[f32]) {
         || x.iter_mut().zip(y).for_each(|(x, y)| *x *= y),
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const X: [f32; 13] = [-30.0, -5.0, -3.0, -1.5, -0.7, -0.1, 0.0, 0.1, 0.7, 1.5, 3.0, 5.0, 30.0];
+
+    #[test]
+    fn functions_are_pytorchs() {
+        // torch.nn.functional.gelu, its approximate='tanh', x * sigmoid(1.702 x), silu and relu of X in float64
+        let expected: [(Activation, [f64; 13]); 5] = [
+            (
+                Activation::Gelu,
+                [
+                    -0.0,
+                    -1.4332578593401202e-06,
+                    -0.00404969409489031,
+                    -0.10021080190328704,
+                    -0.1693745565561511,
+                    -0.0460172162722971,
+                    0.0,
+                    0.053982783727702904,
+                    0.5306254434438489,
+                    1.399789198096713,
+                    2.99595030590511,
+                    4.999998566742141,
+                    30.0,
+                ],
+            ),
+            (
+                Activation::GeluTanh,
+                [
+                    -0.0,
+                    -2.2917961972623857e-07,
+                    -0.0036373920817729943,
+                    -0.10042842301976707,
+                    -0.16942986529488321,
+                    -0.04601724895456484,
+                    0.0,
+                    0.053982751045435165,
+                    0.5305701347051167,
+                    1.3995715769802328,
+                    2.996362607918227,
+                    4.999999770820381,
+                    30.0,
+                ],
+            ),
+            (
+                Activation::QuickGelu,
+                [
+                    -2.004679774500938e-21,
+                    -0.0010070162673523693,
+                    -0.01807130970778597,
+                    -0.10833780155292341,
+                    -0.16310604827684988,
+                    -0.04575524191638182,
+                    0.0,
+                    0.054244758083618186,
+                    0.5368939517231501,
+                    1.3916621984470765,
+                    2.981928690292214,
+                    4.998992983732648,
+                    30.0,
+                ],
+            ),
+            (
+                Activation::Silu,
+                [
+                    -2.8072868906517896e-12,
+                    -0.03346425462142428,
+                    -0.14227761953270035,
+                    -0.2736382857095345,
+                    -0.2322685594822837,
+                    -0.047502081252106004,
+                    0.0,
+                    0.052497918747894,
+                    0.46773144051771626,
+                    1.2263617142904655,
+                    2.8577223804672998,
+                    4.966535745378576,
+                    29.999999999997197,
+                ],
+            ),
+            (Activation::Relu, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.1, 0.7, 1.5, 3.0, 5.0, 30.0]),
+        ];
+        for (kind, expected) in expected {
+            let mut values = X;
+            bias_activation(Arch::new(), &mut values, None, Some(kind));
+            for ((x, y), expected) in X.iter().zip(values).zip(expected) {
+                assert!((f64::from(y) - expected).abs() < 4e-7 * f64::from(x.abs()).max(1.0), "{kind:?} of {x}: {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_are_the_standard_librarys() {
+        for n in -8700..=8800 {
+            let x = n as f32 / 100.0;
+            let expected = f64::from(x).exp();
+            assert!((f64::from(exp(x)) - expected).abs() < 3e-7 * expected, "{x}");
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(-1e30) < 1e-37 && exp(-1e30) > 0.0);
+    }
+
+    #[test]
+    fn softmax_is_pytorchs_and_keeps_nan() {
+        // torch.softmax(0.5 * scores, -1)
+        let mut scores = [1.0, 2.0, 3.0, 4.0, -100.0, 0.0, 100.0, 50.0, 0.0, f32::NAN, 1.0, 2.0];
+        let mut sums = [0.0; 3];
+        softmax_unscaled(Arch::new(), &mut scores, 4, 0.5, &mut sums);
+        let expected = [
+            0.1015363240915518,
+            0.16740509727844333,
+            0.27600434470659363,
+            0.45505423392341127,
+            3.7200759759691717e-44,
+            1.9287498479371314e-22,
+            0.999999999986112,
+            1.3887943864771146e-11,
+        ];
+        for (n, expected) in expected.iter().enumerate() {
+            assert!((f64::from(scores[n] / sums[n / 4]) - expected).abs() < 1e-6, "{n}");
+        }
+        assert!(scores[8..].iter().all(|&x| (x / sums[2]).is_nan()));
+    }
+
+    #[test]
+    fn normalisations_are_pytorchs() {
+        // layer_norm and rms_norm of torch.linspace(-2, 3, 37)^2, eps=1e-6: elements 0, 17 and 36
+        let values: Vec<f32> = (0..37).map(|n| (-2.0 + 5.0 * n as f32 / 36.0).powi(2)).collect();
+        let (ones, zeros, mut out) = ([1.0; 37], [0.0; 37], [0.0; 37]);
+        let close = |out: &[f32; 37], expected: [f64; 3]| {
+            for (n, expected) in [0, 17, 36].into_iter().zip(expected) {
+                assert!((f64::from(out[n]) - expected).abs() < 1e-6, "{n}: {} {expected}", out[n]);
+            }
+        };
+        layer_norm(Arch::new(), &values, &mut out, &ones, &zeros, 1e-6);
+        close(&out, [0.6300552960799383, -0.9419483406568226, 2.6612783401585447]);
+        rms_norm(Arch::new(), &values, &mut out, &ones, 1e-6);
+        close(&out, [1.1519537043484775, 0.037554046303027167, 2.5918958347840744]);
+    }
+}
