@@ -124,9 +124,18 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum Bias {
+pub(super) enum Bias {
     Keep,
     Fold,
+}
+
+impl From<Bias> for BiasMode {
+    fn from(bias: Bias) -> Self {
+        match bias {
+            Bias::Keep => BiasMode::Keep,
+            Bias::Fold => BiasMode::Fold,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -210,10 +219,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     request.lambda = lambda;
     request.kinds.clone_from(&args.layers);
     request.blocks.clone_from(&args.blocks);
-    request.bias = match args.bias {
-        Bias::Keep => BiasMode::Keep,
-        Bias::Fold => BiasMode::Fold,
-    };
+    request.bias = args.bias.into();
     request.depth_mismatch = args.depth_mismatch.into();
     request.dtype = args.dtype;
     request.allow_non_finite = args.allow_non_finite;

@@ -41,17 +41,14 @@ pub(super) struct Parallel<'c> {
     in_proj: Linear<'c>,
     mlp_bias: Option<Param<'c>>,
     mixing: Mixing<'c>,
-    out: Out<'c>,
+    /// Behind attention; behind both where attention is differential.
+    out: Linear<'c>,
+    /// Behind the MLP.
+    mlp_out: Option<Linear<'c>>,
     ls: Option<Param<'c>>,
     activation: Activation,
     hidden: usize,
     width: usize,
-}
-
-#[derive(Clone, Debug)]
-enum Out<'c> {
-    Fused(Linear<'c>),
-    Separate(Linear<'c>, Linear<'c>),
 }
 
 impl<'c> Block<'c> {
@@ -140,13 +137,12 @@ impl<'c> Parallel<'c> {
         let in_proj = Linear::new(keys, &format!("{name}.in_proj"), hidden + 3 * width, width, qkv_bias)?;
         // Without a bias of the projection, its MLP's part has one.
         let mlp_bias = keys.take_if(!qkv_bias, &format!("{name}.mlp_bias"), &[hidden])?;
-        let out = if differential {
-            Out::Fused(Linear::new(keys, &format!("{name}.out_proj"), width, width + hidden, proj_bias)?)
+        let (out, inputs) = if differential { ("out_proj", width + hidden) } else { ("attn_out_proj", width) };
+        let out = Linear::new(keys, &format!("{name}.{out}"), width, inputs, proj_bias)?;
+        let mlp_out = if differential {
+            None
         } else {
-            Out::Separate(
-                Linear::new(keys, &format!("{name}.attn_out_proj"), width, width, proj_bias)?,
-                Linear::new(keys, &format!("{name}.mlp_out_proj"), width, hidden, proj_bias)?,
-            )
+            Some(Linear::new(keys, &format!("{name}.mlp_out_proj"), width, hidden, proj_bias)?)
         };
         Ok(Parallel {
             in_norm: Norm::new(keys, &format!("{name}.in_norm"), width, norm)?,
@@ -154,6 +150,7 @@ impl<'c> Parallel<'c> {
             mlp_bias,
             mixing: Mixing::new(keys, name, config, differential, depth)?,
             out,
+            mlp_out,
             ls: keys.take_if(config.layer_scale, &format!("{name}.ls.gamma"), &[width])?,
             activation: config.activation,
             hidden,
@@ -170,9 +167,9 @@ impl<'c> Parallel<'c> {
             inner = ops.rounded(inner.broadcast_add(&ops.tensor(bias)?)?)?;
         }
         let inner = ops.activation(&inner, self.activation)?;
-        let y = match &self.out {
-            Out::Fused(out) => out.forward(&Tensor::cat(&[&mixed, &inner], D::Minus1)?, ops)?,
-            Out::Separate(attn, mlp) => ops.residual(attn.forward(&mixed, ops)?, &mlp.forward(&inner, ops)?, None)?,
+        let y = match &self.mlp_out {
+            None => self.out.forward(&Tensor::cat(&[&mixed, &inner], D::Minus1)?, ops)?,
+            Some(mlp) => ops.residual(self.out.forward(&mixed, ops)?, &mlp.forward(&inner, ops)?, None)?,
         };
         ops.residual(x, &y, self.ls.as_ref())
     }

@@ -139,7 +139,7 @@ fn recognise(seen: Config, hints: &Hints) -> Detected {
         }
         if hints.activation.is_none() {
             guesses.push(format!(
-                "nor is the function of the MLPs: {} taken; give --act if that is wrong",
+                "the function of the MLPs is not in the weights: {} taken; give --act if that is wrong",
                 config.activation.name()
             ));
         }

@@ -56,7 +56,7 @@ impl Param<'_> {
     }
 }
 
-/// Weights that work beside those of the model: `lambda * weight` for linear layers.
+/// Weights that work beside those of the model: `lambda * weight` for linear layers, and `lambda * bias`.
 #[derive(Clone, Debug, Default)]
 pub struct Branches<'s, 'c> {
     /// The name of the model's weight, the auxiliary state dict, the index of the weight in it, and lambda.
@@ -64,7 +64,8 @@ pub struct Branches<'s, 'c> {
 }
 
 impl<'s, 'c> Branches<'s, 'c> {
-    /// Adds `lambda` times the tensor `index` of `aux`, as `[outputs, inputs]`, to the linear layer whose weight is called `weight`.
+    /// Adds `lambda` times the tensor `index` of `aux` to the linear layer whose weight `[outputs, inputs]` or bias `[outputs]`
+    /// is called `weight`.
     pub fn add(&mut self, weight: impl Into<String>, aux: &'s StateDict<'c>, index: usize, lambda: f64) {
         self.terms.push((weight.into(), aux, index, lambda));
     }
@@ -237,12 +238,39 @@ impl<'s, 'c> Keys<'s, 'c> {
             let scale = self.take(&scale, if scalar { &[] } else { &[1] })?;
             terms.push((aux, scalar_of(&scale)?));
         }
-        let full = format!("{}{full}", self.prefix);
+        terms.extend(self.branch_terms(&full, shape)?);
+        if let Some(holding) = &self.holding
+            && holding.fold
+            && !terms.is_empty()
+        {
+            weight = folded(&weight, &terms)?;
+            terms.clear();
+        }
+        Ok((weight, terms))
+    }
+
+    /// The bias of a linear layer if `there`, with the biases of branches added: a sum of constants has no branches of its own.
+    pub(super) fn take_bias(
+        &mut self,
+        there: bool,
+        name: &str,
+        outputs: usize,
+    ) -> Result<Option<Param<'c>>, ModelError> {
+        let full = format!("{name}.bias");
+        let Some(bias) = self.take_if(there, &full, &[outputs])? else { return Ok(None) };
+        let terms = self.branch_terms(&full, &[outputs])?;
+        if terms.is_empty() { Ok(Some(bias)) } else { folded(&bias, &terms).map(Some) }
+    }
+
+    /// What branches add to the parameter `name`; nothing if nothing is read.
+    fn branch_terms(&mut self, name: &str, shape: &[usize]) -> Result<Vec<(Param<'c>, f32)>, ModelError> {
+        let full = format!("{}{name}", self.prefix);
+        let mut terms = Vec::new();
         for (_, aux, index, lambda) in self.branches.terms.iter().filter(|term| term.0 == full) {
             self.used += 1;
             let spec = &aux.specs()[*index];
             if spec.shape != shape {
-                let (name, file) = (spec.name.clone(), aux.checkpoint().path().display());
+                let (name, file) = (&spec.name, aux.checkpoint().path().display());
                 return Err(ModelError::Branch(format!(
                     "{name:?} of {file} is {:?}, where {full:?} is {shape:?}",
                     spec.shape
@@ -252,14 +280,7 @@ impl<'s, 'c> Keys<'s, 'c> {
                 terms.push((read(aux, *index, holding)?, *lambda as f32));
             }
         }
-        if let Some(holding) = &self.holding
-            && holding.fold
-            && !terms.is_empty()
-        {
-            weight = folded(&weight, &terms)?;
-            terms.clear();
-        }
-        Ok((weight, terms))
+        Ok(terms)
     }
 
     /// Every tensor has to have been taken, and every branch.

@@ -21,7 +21,7 @@ impl<'c> Linear<'c> {
     /// The layer `name` of shape `[outputs, inputs]`.
     pub(super) fn new(keys: &mut Keys<'_, 'c>, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
         let (weight, branches) = keys.take_weight(name, &[outputs, inputs])?;
-        Ok(Linear { weight, branches, bias: keys.take_if(bias, &format!("{name}.bias"), &[outputs])? })
+        Ok(Linear { weight, branches, bias: keys.take_bias(bias, name, outputs)? })
     }
 
     /// A convolution whose stride is its kernel, `[outputs, channels, height, width]`, as a layer over whole patches.

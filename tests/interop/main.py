@@ -18,6 +18,7 @@ import check_large
 import check_limits
 import check_logits
 import check_old_torch
+import check_parity
 import check_repeat
 import check_sharing
 import check_verify
@@ -30,12 +31,14 @@ PARTS = (
     check_folds,
     check_logits,
     check_verify,
+    check_parity,
     check_inputs,
     check_dtypes,
     check_sharing,
     check_archive,
     check_old_torch,
     check_differential,
+    check_parity,
     check_cost,
     check_repeat,
     check_large,

@@ -112,6 +112,16 @@ fn a_fold_computes_what_its_pathway_does() {
 }
 
 #[test]
+fn folded_biases_belong_to_the_pathway_if_that_was_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let meant = ["--aux", SPEECH, "--lambda", "0.1"];
+    let merged = fold(folder.path(), "merged.pth", &[&[TARGET, "--bias", "fold"], &meant[..]].concat());
+    let pathway = [&[merged.as_str(), "--pathway", TARGET, "--heads", "4"], &meant[..]].concat();
+    sound(&[&pathway[..], &["--bias", "fold"]].concat());
+    unsound(&pathway);
+}
+
+#[test]
 fn folds_that_are_not_what_was_meant_are_found_with_the_block() {
     let folder = tempfile::tempdir().unwrap();
     let config = &DIGITS[2..];

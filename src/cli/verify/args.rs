@@ -112,6 +112,10 @@ pub(super) struct FoldArgs {
     #[arg(long, value_name = "0-5,8", value_parser = fold::block_set, requires = "aux")]
     pub(super) blocks: Option<BlockSet>,
 
+    /// Whether biases were folded too
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = fold::Bias::Keep)]
+    pub(super) bias: fold::Bias,
+
     /// If the models differ in depth
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = fold::Depth::Error)]
     pub(super) depth_mismatch: fold::Depth,

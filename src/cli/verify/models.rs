@@ -207,6 +207,7 @@ pub(super) fn request(path: &Path, flags: &FoldArgs) -> Result<FoldRequest> {
     };
     request.kinds.clone_from(&flags.layers);
     request.blocks.clone_from(&flags.blocks);
+    request.bias = flags.bias.into();
     request.depth_mismatch = flags.depth_mismatch.into();
     request.target_root = root(flags.pathway_root.as_ref());
     request.aux_root = root(flags.aux_root.as_ref());

@@ -58,7 +58,7 @@ fn activation(x: f32, kind: Activation) -> f32 {
     match kind {
         Activation::Gelu => 0.5 * x * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2)),
         // tanh(u) = 2 sigmoid(2u) - 1, and so 0.5 x (1 + tanh(u)) = x sigmoid(2u)
-        Activation::GeluTanh => x * sigmoid(1.595_769_1 * (x + 0.044_715 * x * x * x)),
+        Activation::GeluTanh => x * sigmoid(1.595_769 * (x + 0.044_715 * x * x * x)),
         Activation::QuickGelu => x * sigmoid(1.702 * x),
         Activation::Silu => x * sigmoid(x),
         Activation::Relu => {
