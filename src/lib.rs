@@ -33,14 +33,14 @@
 //! | [`pickle::MAX_PICKLE_BYTES`] (64 MiB) | bytes of a pickle |
 //! | [`pickle::MAX_NODES`], [`pickle::MAX_STACK`], [`pickle::MAX_MEMO`] (4 Mi each) | its values, stack and memo |
 //! | [`pickle::MAX_GLOBALS`] (64 Ki), [`pickle::MAX_GLOBAL_BYTES`] (4 KiB) | classes and functions it names, and the length of a name |
-//! | [`pickle::MAX_VALUE_BYTES`] (208 MiB) | memory for a pickle, its values and the objects made of them |
+//! | [`pickle::MAX_VALUE_BYTES`] (208 MiB) | memory for one checkpoint: pickles, directories and headers, their values, and the objects made of them |
 //! | [`MAX_DEPTH`] (128), [`MAX_VISITS`] (4 Mi) | nesting of the object tree, and values reached on the walk through it |
 //! | [`MAX_TENSORS`] (256 Ki) | tensors, each name of a shared one counted |
 //! | [`MAX_NAME_BYTES`] (4 KiB), [`MAX_ALL_NAMES_BYTES`] (24 MiB) | the name of a tensor, and all names together |
 //! | [`MAX_ENTRIES`] (257 Ki), [`MAX_DIRECTORY_BYTES`] (48 MiB) | entries of a zip archive, and bytes of its directory |
 //! | [`MAX_HEADER_BYTES`] (100 MB) | bytes of a safetensors header |
 //! | [`MAX_METADATA_ENTRIES`] (64 Ki), [`MAX_METADATA_BYTES`] (32 MiB) | entries of its `__metadata__`, and their bytes |
-//! | [`MAX_NUMPY_HEADER_BYTES`] (1 MiB) | bytes of a NumPy array's header |
+//! | [`MAX_NUMPY_HEADER_BYTES`] (1 MiB), [`MAX_NPZ_HEADERS_BYTES`] (64 MiB) | bytes of a NumPy array's header, and of all headers of an archive |
 //! | [`MAX_INDEX_BYTES`] (64 MiB), [`MAX_FILES`] (16 Ki) | bytes of an index of shards, and files of one checkpoint |
 //! | [`MAX_INFLATED_BYTES`] (8 GiB) | bytes of a deflated storage, expanded when it is read, and of a tensor that is put together from parts |
 //! | [`tensor::MAX_DIMENSIONS`] (64) | dimensions of a tensor |
@@ -94,9 +94,9 @@ pub use checkpoint::{
 pub use container::{
     Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,
     MAX_ENTRIES, MAX_FILES, MAX_HEADER_BYTES, MAX_INDEX_BYTES, MAX_INFLATED_BYTES, MAX_METADATA_BYTES,
-    MAX_METADATA_ENTRIES, MAX_NAME_BYTES, MAX_NUMPY_HEADER_BYTES, MAX_TENSORS, MAX_VISITS, NumpyProblem, OtherKind,
-    OtherTensor, RebuildProblem, SafetensorsProblem, ShardedProblem, TarProblem, TreeLimit, ZipProblem,
-    exit_on_shrunk_file,
+    MAX_METADATA_ENTRIES, MAX_NAME_BYTES, MAX_NPZ_HEADERS_BYTES, MAX_NUMPY_HEADER_BYTES, MAX_TENSORS, MAX_VISITS,
+    NumpyProblem, OtherKind, OtherTensor, RebuildProblem, SafetensorsProblem, ShardedProblem, TarProblem, TreeLimit,
+    ZipProblem, exit_on_shrunk_file,
 };
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Norms, Progress, RunReport};

@@ -12,7 +12,7 @@ impl Checkpoint {
     /// [`Error::Dcp`] if it is larger than [`MAX_INFLATED_BYTES`]; as reading any of its parts.
     pub(super) fn assemble(&self, assembly: &Assembly, storage: &Storage) -> Result<Vec<u8>> {
         if storage.size > MAX_INFLATED_BYTES {
-            let (tensor, bytes) = (storage.label.clone(), storage.size);
+            let (tensor, bytes) = (storage.label.to_string(), storage.size);
             let problem = DcpProblem::TooLarge { tensor, bytes, limit: MAX_INFLATED_BYTES };
             return Err(Error::Dcp { path: self.path.clone(), problem });
         }

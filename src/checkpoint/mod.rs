@@ -90,8 +90,9 @@ impl Checkpoint {
         Checkpoint::new(path, container::of_bytes(path, bytes)?)
     }
 
-    fn new(path: &Path, contents: Contents) -> Result<Checkpoint> {
-        let reached = contents.tree.tensors().map_err(|limit| Error::Tree { path: path.to_owned(), limit })?;
+    fn new(path: &Path, mut contents: Contents) -> Result<Checkpoint> {
+        let Contents { tree, tensors, budget, .. } = &mut contents;
+        let reached = tree.tensors(tensors, budget).map_err(|limit| Error::Tree { path: path.to_owned(), limit })?;
         for tensor in &reached {
             check(&contents, tensor.tensor).map_err(|problem| Error::Tensor {
                 path: path.to_owned(),
@@ -301,10 +302,10 @@ fn check(contents: &Contents, tensor: usize) -> Result<(), TensorProblem> {
         assembly.chunks.iter().try_for_each(|chunk| check(contents, chunk.tensor))?;
     }
     if matches!(storage.extent, Extent::Missing) && storage.declared > 0 {
-        return Err(TensorProblem::MissingStorage { entry: storage.label.clone() });
+        return Err(TensorProblem::MissingStorage { entry: contents.label(storage) });
     }
     if storage.size != storage.declared {
-        let entry = storage.label.clone();
+        let entry = contents.label(storage);
         return Err(TensorProblem::StorageSize { entry, declared: storage.declared, found: storage.size });
     }
     check_view(tensor.dtype, &tensor.shape, &tensor.strides, tensor.offset, storage.size)

@@ -275,16 +275,12 @@ fn other_json((name, other): &(String, &OtherTensor)) -> Value {
 /// The tensors that are no plain arrays.
 fn other_table(tensors: Option<&StateDict<'_>>, printer: &mut Printer) -> Result<()> {
     let Some(others) = tensors.map(StateDict::others).filter(|others| !others.is_empty()) else { return Ok(()) };
-    let mut table = printer.new_table(&["not a plain tensor", "dtype", "shape", "what it is"]);
-    for (name, other) in others {
-        table.add_row([
-            printable(name),
-            printable(&other.dtype),
-            shape_text(&other.shape),
-            printable(&other.kind.to_string()),
-        ]);
-    }
-    printer.table(&table)?;
+    let columns = ["not a plain tensor", "dtype", "shape", "what it is"];
+    printer.rows(&columns, others, |(name, other)| {
+        let shape = shape_text(&other.shape);
+        let cells = [printable(name), printable(&other.dtype), shape, printable(&other.kind.to_string())];
+        cells.map(Text::left).into()
+    })?;
     Ok(())
 }
 

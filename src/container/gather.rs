@@ -1,69 +1,69 @@
-//! Parts put together: the contents of a checkpoint that is spread over several files, or several places of one.
+//! Files put together: the contents of a checkpoint that is spread over several.
 
 use std::path::{Path, PathBuf};
 
-use super::{Contents, Extent, Part, Source, Storage, Stored, Tree, TreeLimit, Value, ValueId};
+use super::{Contents, Extent, Part, Source, Storage, Value, ValueId, too_large};
 use crate::container::Container;
-use crate::error::{Error, Result};
-use crate::pickle;
+use crate::error::Result;
+use crate::pickle::Budget;
 
 /// The largest number of files that one checkpoint is spread over.
 pub const MAX_FILES: usize = 1 << 14;
 
 /// What was gathered so far.
-#[derive(Default)]
 pub(super) struct Gather {
     pub(super) sources: Vec<Source>,
-    pub(super) values: Vec<Value>,
-    pub(super) loose: Vec<ValueId>,
-    pub(super) tensors: Vec<Stored>,
-    pub(super) storages: Vec<Storage>,
+    /// What all files together yield.
+    pub(super) all: Part,
+    /// Memory, which all files share.
+    pub(super) budget: Budget,
 }
 
 impl Gather {
-    pub(super) fn value(&mut self, value: Value) -> ValueId {
-        self.values.push(value);
-        (self.values.len() - 1) as ValueId
+    /// Nothing but the file that tells of the others.
+    pub(super) fn new(container: Container, first: Source) -> Gather {
+        Gather { sources: vec![first], all: Part::new(container), budget: Budget::default() }
+    }
+
+    pub(super) fn value(&self, id: ValueId) -> &Value {
+        self.all.tree.value(id)
+    }
+
+    /// Adds a value, for which memory was taken.
+    pub(super) fn add(&mut self, value: Value) -> ValueId {
+        self.all.tree.add(value)
     }
 
     pub(super) fn text(&mut self, text: &str) -> ValueId {
-        self.value(Value::Str(text.into()))
+        self.add(Value::Str(text.into()))
+    }
+
+    /// Accounts for memory.
+    ///
+    /// # Errors
+    /// [`crate::Error::Tree`] if there is none left.
+    pub(super) fn take(&mut self, bytes: usize) -> Result<()> {
+        self.budget.take(bytes).map_err(too_large(&self.sources[0].path))
     }
 
     /// Takes over what was read from byte `shift` on of the file with the number `source`; returns its top value.
     ///
     /// # Errors
-    /// [`Error::Tree`] if all parts together have more values than one pickle may have.
-    pub(super) fn add(&mut self, part: Part, source: usize, shift: usize) -> Result<ValueId> {
-        let path = &self.sources[source].path;
-        let Part { tree, mut tensors, mut storages, container: _ } = part;
-        if self.values.len() + tree.values.len() > pickle::MAX_NODES {
-            let limit = TreeLimit { what: "values in all of its files", limit: pickle::MAX_NODES };
-            return Err(Error::Tree { path: path.clone(), limit });
-        }
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        for storage in &mut storages {
+    /// [`crate::Error::Tree`] if there is no memory for it.
+    pub(super) fn absorb(&mut self, mut part: Part, source: usize, shift: usize) -> Result<ValueId> {
+        for storage in &mut part.storages {
             storage.source = source;
-            storage.label = format!("{name}: {}", storage.label);
             move_extent(storage, shift);
         }
-        for tensor in &mut tensors {
-            if let Stored::Dense(dense) = tensor {
-                dense.storage += self.storages.len();
-            }
-        }
-        let (first, first_tensor) = (self.values.len() as ValueId, self.tensors.len());
-        self.values.extend(tree.values.into_iter().map(|value| value.shifted(first, first_tensor)));
-        self.loose.extend(tree.loose.into_iter().map(|id| id + first));
-        self.tensors.append(&mut tensors);
-        self.storages.append(&mut storages);
-        Ok(first + tree.root)
+        self.all.absorb(part, &mut self.budget).map_err(too_large(&self.sources[source].path))
     }
 
     /// All of it, with `root` as the top.
-    pub(super) fn contents(self, container: Container, root: ValueId) -> Contents {
-        let Gather { sources, values, loose, tensors, storages } = self;
-        Contents { container, sources, tree: Tree { values, root, loose }, tensors, storages }
+    pub(super) fn contents(self, root: ValueId) -> Contents {
+        let Gather { sources, all, budget } = self;
+        let Part { container, mut tree, tensors, storages } = all;
+        tree.root = root;
+        Contents { container, sources, tree, tensors, storages, budget }
     }
 }
 

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::tree::{MAX_ALL_NAMES_BYTES, MAX_NAME_BYTES, MAX_TENSORS};
+use super::{Storage, Stored, Value, ValueId};
+use crate::pickle::{Budget, Full, MAX_VALUE_BYTES, allocated};
 use crate::tensor::MAX_DIMENSIONS;
 
 /// The largest number of entries of `__metadata__`.
@@ -17,11 +19,12 @@ pub const MAX_METADATA_ENTRIES: usize = 1 << 16;
 pub const MAX_METADATA_BYTES: usize = 32 << 20;
 
 /// The header in its own order.
-#[derive(Debug, Default)]
-pub(super) struct Header {
+#[derive(Debug)]
+pub(super) struct Header<'b> {
     pub(super) tensors: Vec<Info>,
     pub(super) metadata: Vec<(Arc<str>, Arc<str>)>,
     names: usize,
+    budget: &'b mut Budget,
 }
 
 /// What it says of a tensor.
@@ -52,14 +55,25 @@ impl Dtype {
     }
 }
 
-impl Header {
-    /// Reads the header.
+impl<'b> Header<'b> {
+    /// Bytes of memory that all that is made of a tensor takes, but for its name and shape: the vectors here have up to twice
+    /// as many places, and the tensor, its storage, and its places in the tree are made of it.
+    const TENSOR: usize = 2 * size_of::<Info>()
+        + 2 * size_of::<(u64, u64, usize)>()
+        + size_of::<Stored>()
+        + size_of::<Storage>()
+        + 4 * size_of::<Value>()
+        + 2 * size_of::<(ValueId, ValueId)>();
+    /// The same of an entry of `__metadata__`, but for its texts.
+    const ENTRY: usize = 4 * size_of::<Arc<str>>() + 4 * size_of::<Value>() + 2 * size_of::<(ValueId, ValueId)>();
+
+    /// Reads the header within `budget`.
     ///
     /// # Errors
     /// What is wrong, with line and column: no JSON, not as safetensors writes it, past a limit, or a name that occurs
     /// twice, where JSON libraries keep the last.
-    pub(super) fn parse(json: &[u8]) -> Result<Header, String> {
-        let mut header = Header::default();
+    pub(super) fn parse(json: &[u8], budget: &'b mut Budget) -> Result<Header<'b>, String> {
+        let mut header = Header { tensors: Vec::new(), metadata: Vec::new(), names: 0, budget };
         let mut parser = serde_json::Deserializer::from_slice(json);
         Object(&mut header).deserialize(&mut parser).and_then(|()| parser.end()).map_err(|error| error.to_string())?;
         let mut names: Vec<&str> = header.tensors.iter().map(|tensor| &*tensor.name).collect();
@@ -139,12 +153,17 @@ impl<'de> Visitor<'de> for Text {
     }
 }
 
+/// What is said where there is no memory left.
+fn too_large<E: Error>(Full: Full) -> E {
+    E::custom(format_args!("it takes more than {MAX_VALUE_BYTES} bytes of memory, the limit of this reader"))
+}
+
 /// The whole header.
-struct Object<'h>(&'h mut Header);
+struct Object<'h, 'b>(&'h mut Header<'b>);
 
-seed!(Object<'_>, ());
+seed!(Object<'_, '_>, ());
 
-impl<'de> Visitor<'de> for Object<'_> {
+impl<'de> Visitor<'de> for Object<'_, '_> {
     type Value = ();
 
     expecting!("an object of tensors", not text);
@@ -168,6 +187,8 @@ impl<'de> Visitor<'de> for Object<'_> {
                 return Err(A::Error::custom(format_args!("more than {MAX_TENSORS} tensors")));
             }
             let (dtype, shape, offsets) = map.next_value_seed(Tensor)?;
+            let bytes = allocated(16 + name.len()) + 2 * allocated(size_of::<usize>() * shape.len());
+            header.budget.take(bytes).and_then(|()| header.budget.take_table(Header::TENSOR)).map_err(too_large)?;
             header.tensors.push(Info { name: name.into(), dtype, shape, offsets });
         }
         Ok(())
@@ -175,11 +196,11 @@ impl<'de> Visitor<'de> for Object<'_> {
 }
 
 /// `__metadata__`: texts by key.
-struct Metadata<'h>(&'h mut Header);
+struct Metadata<'h, 'b>(&'h mut Header<'b>);
 
-seed!(Metadata<'_>, ());
+seed!(Metadata<'_, '_>, ());
 
-impl<'de> Visitor<'de> for Metadata<'_> {
+impl<'de> Visitor<'de> for Metadata<'_, '_> {
     type Value = ();
 
     expecting!("an object of texts", not text);
@@ -194,6 +215,9 @@ impl<'de> Visitor<'de> for Metadata<'_> {
             left -= key.len();
             let value = map.next_value_seed(Text(left))?;
             left -= value.len();
+            let bytes = allocated(16 + key.len()) + allocated(16 + value.len());
+            let budget = &mut self.0.budget;
+            budget.take(bytes).and_then(|()| budget.take_table(Header::ENTRY)).map_err(too_large)?;
             self.0.metadata.push((key.into(), value.into()));
         }
         Ok(())

@@ -14,11 +14,12 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::rebuild::{Persistent, Rebuilt, ScriptClasses, rebuild};
-use super::{Container, Extent, Part, Storage};
+use super::{Container, Extent, Part, Storage, too_large};
 use crate::error::{Error, Result};
-use crate::pickle::{self, Node, Pickle};
+use crate::pickle::{self, Budget, Node, Pickle, allocated};
 use crate::tensor::ByteOrder;
 
 /// 0x1950a86a20f9469cfc6c, least significant byte first.
@@ -99,9 +100,9 @@ pub(super) struct Stream<'a> {
 
 impl<'a> Stream<'a> {
     /// Reads the next pickle.
-    pub(super) fn pickle(&mut self) -> Result<Pickle> {
+    pub(super) fn pickle(&mut self, budget: &mut Budget) -> Result<Pickle> {
         let rest = &self.bytes[self.at..];
-        let parsed = pickle::parse(&rest[..rest.len().min(pickle::MAX_PICKLE_BYTES + 1)])
+        let parsed = pickle::parse_within(&rest[..rest.len().min(pickle::MAX_PICKLE_BYTES + 1)], budget)
             .map_err(|source| Error::Pickle { path: self.path.to_owned(), entry: self.entry(), source })?;
         self.at += parsed.end();
         Ok(parsed)
@@ -135,43 +136,38 @@ impl<'a> Stream<'a> {
 }
 
 /// Reads the pickles of the stream `file`, mapped from `path`, and finds its storages.
-pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
+pub(super) fn open(path: &Path, file: &[u8], budget: &mut Budget) -> Result<Part> {
     let legacy = |problem| Error::Legacy { path: path.to_owned(), problem };
     let mut stream = Stream { path, name: "the legacy stream", bytes: file, start: 0, at: 0 };
-    stream.pickle()?;
-    let protocol = stream.pickle()?;
+    let magic = stream.pickle(budget)?;
+    let protocol = stream.pickle(budget)?;
     match protocol.node(protocol.root()) {
         Node::Int(PROTOCOL) => {}
         Node::Int(other) => return Err(legacy(LegacyProblem::Protocol { found: other.to_string() })),
         other => return Err(legacy(LegacyProblem::Protocol { found: other.kind().to_owned() })),
     }
-    stream.pickle()?;
+    let machine = stream.pickle(budget)?;
+    for head in [magic, protocol, machine] {
+        budget.give_back(head.memory());
+    }
 
     let entry = stream.entry();
-    let object = stream.pickle()?;
-    let Rebuilt { tree, tensors, storages: declared } = rebuild(&object, Persistent::Storages, &ScriptClasses::new())
-        .map_err(|(offset, problem)| Error::Rebuild {
-        path: path.to_owned(),
-        entry,
-        offset,
-        problem,
-    })?;
-    drop(object);
+    let object = stream.pickle(budget)?;
+    let Rebuilt { tree, tensors, storages: declared } =
+        rebuild(object, Persistent::Storages, &ScriptClasses::new(), budget)
+            .map_err(|(offset, problem)| Error::Rebuild { path: path.to_owned(), entry, offset, problem })?;
 
+    let mut storages: Vec<Storage> = Vec::new();
+    budget.reserve(&mut storages, declared.len()).map_err(too_large(path))?;
+    for declared in &declared {
+        let label: Arc<str> = format!("storage {}", declared.key).into();
+        budget.take(allocated(16 + label.len())).map_err(too_large(path))?;
+        let (declared, extent, order) = (declared.bytes, Extent::Missing, ByteOrder::Little);
+        storages.push(Storage { label, source: 0, declared, size: 0, extent, order });
+    }
     let offset = stream.offset();
-    let keys = stream.pickle()?;
+    let keys = stream.pickle(budget)?;
     let by_key: HashMap<&str, usize> = declared.iter().enumerate().map(|(i, d)| (&*d.key, i)).collect();
-    let mut storages: Vec<Storage> = declared
-        .iter()
-        .map(|declared| Storage {
-            label: format!("storage {}", declared.key),
-            source: 0,
-            declared: declared.bytes,
-            size: 0,
-            extent: Extent::Missing,
-            order: ByteOrder::Little,
-        })
-        .collect();
     for &key in keys.sequence(keys.root()).ok_or_else(|| legacy(LegacyProblem::Keys { offset }))? {
         let key = match keys.node(key) {
             Node::Str(key) => key.to_string(),
@@ -193,6 +189,7 @@ pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
         storage.size = needed;
         storage.extent = Extent::Mapped(begin..stream.at);
     }
+    budget.give_back(keys.memory());
     if stream.left() > 0 {
         return Err(legacy(LegacyProblem::Trailing { offset: stream.offset(), extra: stream.left() }));
     }

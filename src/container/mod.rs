@@ -8,11 +8,13 @@ mod dcp;
 mod folder;
 mod gather;
 mod header;
+mod index;
 mod legacy;
 mod map;
 mod numpy;
 mod other;
 mod package;
+mod part;
 mod rebuild;
 mod safetensors;
 mod sharded;
@@ -26,8 +28,10 @@ pub(crate) mod zip;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::pickle::{self, Budget, Full};
 use crate::tensor::{ByteOrder, DType};
 
 pub use dcp::DcpProblem;
@@ -36,8 +40,9 @@ pub use gather::MAX_FILES;
 pub use header::{MAX_METADATA_BYTES, MAX_METADATA_ENTRIES};
 pub use legacy::LegacyProblem;
 pub(crate) use map::Map;
-pub use numpy::{MAX_NUMPY_HEADER_BYTES, NumpyProblem};
+pub use numpy::{MAX_NPZ_HEADERS_BYTES, MAX_NUMPY_HEADER_BYTES, NumpyProblem};
 pub use other::{OtherKind, OtherTensor};
+pub(crate) use part::Part;
 pub use rebuild::RebuildProblem;
 pub use safetensors::{MAX_HEADER_BYTES, SafetensorsProblem};
 pub use sharded::{MAX_INDEX_BYTES, ShardedProblem};
@@ -165,7 +170,7 @@ pub(crate) struct Chunk {
 #[derive(Clone, Debug)]
 pub(crate) struct Storage {
     /// What the container calls it, for messages.
-    pub(crate) label: String,
+    pub(crate) label: Arc<str>,
     /// The file it is in, by its place among the sources.
     pub(crate) source: usize,
     /// Bytes that the object tree says it has.
@@ -203,15 +208,21 @@ pub(crate) struct Contents {
     pub(crate) tree: Tree,
     pub(crate) tensors: Vec<Stored>,
     pub(crate) storages: Vec<Storage>,
+    /// Memory that all of it takes.
+    pub(crate) budget: Budget,
 }
 
-/// What one file, or a part of one, yields: ranges count from its first byte, all in one source.
-#[derive(Debug)]
-pub(crate) struct Part {
-    pub(crate) container: Container,
-    pub(crate) tree: Tree,
-    pub(crate) tensors: Vec<Stored>,
-    pub(crate) storages: Vec<Storage>,
+impl Contents {
+    /// What messages call a storage: where there are several files, with the name of the one that it is in.
+    pub(crate) fn label(&self, storage: &Storage) -> String {
+        match self.sources.as_slice() {
+            [_] => storage.label.to_string(),
+            sources => {
+                let name = sources[storage.source].path.file_name().unwrap_or_default();
+                format!("{}: {}", name.to_string_lossy(), storage.label)
+            }
+        }
+    }
 }
 
 /// Recognises the container at `path`, a file or a folder, and reads its directory and object tree.
@@ -230,17 +241,24 @@ fn of_source(source: Source) -> Result<Contents> {
 
 /// Reads a file that has to be a checkpoint by itself.
 fn of_part(source: Source) -> Result<Contents> {
-    let Part { container, tree, tensors, storages } = part(&source.path, &source.map)?;
-    Ok(Contents { container, sources: vec![source], tree, tensors, storages })
+    let mut budget = Budget::default();
+    let Part { container, tree, tensors, storages } = part(&source.path, &source.map, &mut budget)?;
+    Ok(Contents { container, sources: vec![source], tree, tensors, storages, budget })
 }
 
-/// Reads the directory and object tree of one file; `path` is for messages.
-pub(crate) fn part(path: &Path, file: &[u8]) -> Result<Part> {
+/// Reads the directory and object tree of one file; `path` is for messages. What is kept stays taken from `budget`.
+pub(crate) fn part(path: &Path, file: &[u8], budget: &mut Budget) -> Result<Part> {
     match sniff::container(path, file)? {
-        Kind::Zip => archive::open(path, file),
-        Kind::Legacy => legacy::open(path, file),
-        Kind::Tar => tar::open(path, file),
-        Kind::Safetensors => safetensors::open(path, file),
-        Kind::Numpy => numpy::open(path, file),
+        Kind::Zip => archive::open(path, file, budget),
+        Kind::Legacy => legacy::open(path, file, budget),
+        Kind::Tar => tar::open(path, file, budget),
+        Kind::Safetensors => safetensors::open(path, file, budget),
+        Kind::Numpy => numpy::open(path, file, budget),
     }
+}
+
+/// What is said of a file for which there is not enough memory.
+fn too_large(path: &Path) -> impl Fn(Full) -> Error {
+    let limit = TreeLimit { what: "bytes of memory", limit: pickle::MAX_VALUE_BYTES };
+    move |Full| Error::Tree { path: path.to_owned(), limit }
 }

@@ -34,6 +34,14 @@ pub enum OtherKind {
 }
 
 impl OtherKind {
+    /// About how many bytes of memory it takes besides its place.
+    pub(crate) fn memory(&self) -> usize {
+        match self {
+            OtherKind::Subclass(text) | OtherKind::Array(text) => text.len(),
+            _ => 0,
+        }
+    }
+
     /// The stable name used in JSON.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -1,10 +1,12 @@
 //! safetensors: eight bytes of header length, a JSON header, and the data of all tensors without a gap.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::header::Header;
 use super::{Container, Extent, Part, Storage, Stored, StoredTensor, Tree, Value};
 use crate::error::{Error, Result};
+use crate::pickle::Budget;
 use crate::tensor::{ByteOrder, DType, contiguous_strides};
 
 /// The largest header read, in bytes; the limit of the safetensors library.
@@ -69,11 +71,11 @@ pub enum SafetensorsProblem {
 }
 
 /// Reads the header of the safetensors file `file`, mapped from `path`.
-pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
-    read(file).map_err(|problem| Error::Safetensors { path: path.to_owned(), problem })
+pub(super) fn open(path: &Path, file: &[u8], budget: &mut Budget) -> Result<Part> {
+    read(file, budget).map_err(|problem| Error::Safetensors { path: path.to_owned(), problem })
 }
 
-fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
+fn read(file: &[u8], budget: &mut Budget) -> std::result::Result<Part, SafetensorsProblem> {
     let (length, rest) = file
         .split_first_chunk::<8>()
         .ok_or(SafetensorsProblem::HeaderTruncated { declared: 8, available: file.len() as u64 })?;
@@ -83,7 +85,7 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
         return Err(SafetensorsProblem::HeaderTruncated { declared, available });
     }
     let (json, data) = rest.split_at(declared as usize);
-    let mut header = Header::parse(json).map_err(|reason| SafetensorsProblem::Header { reason })?;
+    let mut header = Header::parse(json, budget).map_err(|reason| SafetensorsProblem::Header { reason })?;
 
     let mut tensors = Vec::with_capacity(header.tensors.len());
     let mut storages = Vec::with_capacity(header.tensors.len());
@@ -122,13 +124,14 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
     if expected != data.len() as u64 {
         return Err(SafetensorsProblem::DataLength { expected, found: data.len() as u64 });
     }
+    // For messages about sizes that differ; here they cannot.
+    let label: Arc<str> = "".into();
     for info in &header.tensors {
         let (begin, end) = info.offsets;
         let range = data_start + begin as usize..data_start + end as usize;
         let size = end - begin;
         storages.push(Storage {
-            // For messages about sizes that differ; here they cannot.
-            label: String::new(),
+            label: Arc::clone(&label),
             source: 0,
             declared: size,
             size,
@@ -140,7 +143,7 @@ fn read(file: &[u8]) -> std::result::Result<Part, SafetensorsProblem> {
 }
 
 /// The header as a tree: the tensors by name, `__metadata__` beside them.
-fn tree(header: Header) -> Tree {
+fn tree(header: Header<'_>) -> Tree {
     let mut values = vec![Value::None];
     let mut add = |value| {
         values.push(value);
@@ -173,25 +176,30 @@ mod tests {
     }
 
     fn refused(header: &str, data: usize) -> SafetensorsProblem {
-        read(&file(header, data)).map(|_| ()).unwrap_err()
+        read(&file(header, data), &mut Budget::default()).map(|_| ()).unwrap_err()
     }
 
     #[test]
     fn order_and_metadata_are_the_headers() {
         let header = r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]},"__metadata__":{"k":"v"},
             "a":{"dtype":"BF16","shape":[2],"data_offsets":[0,4]}}"#;
-        let contents = read(&file(header, 8)).unwrap();
-        let names: Vec<_> = contents.tree.tensors().unwrap().into_iter().map(|t| t.path).collect();
+        let contents = read(&file(header, 8), &mut Budget::default()).unwrap();
+        let names: Vec<_> = contents
+            .tree
+            .tensors(&contents.tensors, &mut Budget::default())
+            .unwrap()
+            .into_iter()
+            .map(|t| t.path)
+            .collect();
         assert_eq!(names, ["b", "a"]);
     }
 
     #[test]
     fn rejects_a_header_longer_than_the_file() {
-        assert!(matches!(
-            read(&file("{}", 0)[..9]),
-            Err(SafetensorsProblem::HeaderTruncated { declared: 2, available: 1 })
-        ));
-        assert!(matches!(read(&[0, 0]), Err(SafetensorsProblem::HeaderTruncated { .. })));
+        let refused = |file: &[u8]| read(file, &mut Budget::default()).map(|_| ()).unwrap_err();
+        let cut = refused(&file("{}", 0)[..9]);
+        assert!(matches!(cut, SafetensorsProblem::HeaderTruncated { declared: 2, available: 1 }));
+        assert!(matches!(refused(&[0, 0]), SafetensorsProblem::HeaderTruncated { .. }));
     }
 
     #[test]

@@ -12,12 +12,13 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::legacy::Stream;
 use super::rebuild::{Persistent, Rebuilt, ScriptClasses, rebuild};
-use super::{Container, Extent, MAX_TENSORS, Part, Storage, Stored, StoredTensor};
+use super::{Container, Extent, MAX_TENSORS, Part, Storage, Stored, StoredTensor, too_large};
 use crate::error::{Error, Result};
-use crate::pickle::{Node, NodeId, Pickle};
+use crate::pickle::{Budget, Node, NodeId, Pickle, allocated};
 use crate::tensor::{ByteOrder, DType, MAX_DIMENSIONS, check_view};
 
 /// Why a tar archive cannot be read.
@@ -46,6 +47,11 @@ pub enum TarProblem {
         /// Bytes that are left.
         available: u64,
     },
+    /// The archive holds more files than a checkpoint does.
+    #[error(
+        "the archive has more than {MAX_MEMBERS} files, the limit of this reader, where PyTorch writes four; unpack it if the checkpoint is inside"
+    )]
+    TooMany,
     /// One of the four files is missing.
     #[error(
         "the archive has no file {name:?}, so it is no checkpoint of PyTorch; unpack it if the checkpoint is inside"
@@ -73,6 +79,9 @@ pub enum TarProblem {
 }
 
 const BLOCK: usize = 512;
+
+/// The largest number of files in an archive; PyTorch writes four.
+const MAX_MEMBERS: usize = 1024;
 
 /// Whether `file` begins with the header of a tar archive.
 pub(super) fn is_tar(file: &[u8]) -> bool {
@@ -104,10 +113,15 @@ fn octal(field: &[u8]) -> Option<u64> {
 fn files(file: &[u8]) -> std::result::Result<HashMap<&'static str, Range<usize>>, TarProblem> {
     let mut found = HashMap::new();
     let mut at = 0;
+    let mut members = 0;
     while let Some(header) = file[at..].first_chunk::<BLOCK>() {
         let wrong = |what| TarProblem::Header { offset: at as u64, what };
         if header.iter().all(|&b| b == 0) {
             break;
+        }
+        members += 1;
+        if members > MAX_MEMBERS {
+            return Err(TarProblem::TooMany);
         }
         if !checksum_is_right(header) {
             return Err(wrong("its checksum is not right"));
@@ -137,24 +151,27 @@ fn files(file: &[u8]) -> std::result::Result<HashMap<&'static str, Range<usize>>
 const FILES: [&str; 4] = ["sys_info", "pickle", "tensors", "storages"];
 
 /// Reads the tar archive `file`, mapped from `path`.
-pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
+pub(super) fn open(path: &Path, file: &[u8], budget: &mut Budget) -> Result<Part> {
     let error = |problem| Error::Tar { path: path.to_owned(), problem };
     let files = files(file).map_err(error)?;
     let stream = |name: &'static str| match files.get(name) {
         Some(range) => Ok(Stream { path, name, bytes: &file[range.clone()], start: range.start, at: 0 }),
         None => Err(error(TarProblem::Missing { name })),
     };
-    let mut reader =
-        Reader { storages: Vec::new(), views: HashMap::new(), tensors: Vec::new(), by_key: HashMap::new() };
+    let (storages, views, tensors, by_key) = (Vec::new(), HashMap::new(), Vec::new(), HashMap::new());
+    let mut reader = Reader { storages, views, tensors, by_key, budget, by_keys: 0 };
     reader.storages(&mut stream("storages")?)?;
     reader.tensors(&mut stream("tensors")?)?;
+    let Reader { storages, views, tensors, by_key, budget, by_keys } = reader;
+    drop(views);
     let mut stream = stream("pickle")?;
     let entry = stream.entry();
-    let object = stream.pickle()?;
-    let persistent = Persistent::Tensors { tensors: &reader.tensors, by_key: &reader.by_key };
-    let Rebuilt { tree, tensors, .. } = rebuild(&object, persistent, &ScriptClasses::new())
+    let object = stream.pickle(budget)?;
+    let persistent = Persistent::Tensors { tensors, by_key: &by_key };
+    let Rebuilt { tree, tensors, .. } = rebuild(object, persistent, &ScriptClasses::new(), budget)
         .map_err(|(offset, problem)| Error::Rebuild { path: path.to_owned(), entry, offset, problem })?;
-    Ok(Part { container: Container::TorchTar, tree, tensors, storages: reader.storages })
+    budget.give_back(by_keys);
+    Ok(Part { container: Container::TorchTar, tree, tensors, storages })
 }
 
 /// A part of a storage that has a key of its own; offset and length count elements.
@@ -166,12 +183,15 @@ struct View {
     elements: usize,
 }
 
-struct Reader {
+struct Reader<'b> {
     storages: Vec<Storage>,
     views: HashMap<String, View>,
     tensors: Vec<Stored>,
     /// What the keys of the object's pickle stand for: tensors, or storages, of which there is nothing to show.
     by_key: HashMap<String, Option<usize>>,
+    budget: &'b mut Budget,
+    /// Bytes of memory taken for what is found by its key.
+    by_keys: usize,
 }
 
 fn record(stream: &Stream<'_>, name: &'static str, what: &'static str) -> Error {
@@ -194,17 +214,18 @@ fn number(pickle: &Pickle, id: NodeId) -> Option<usize> {
 }
 
 /// The pickled count that a file begins with.
-fn count(stream: &mut Stream<'_>, name: &'static str) -> Result<usize> {
-    let pickle = stream.pickle()?;
+fn count(stream: &mut Stream<'_>, name: &'static str, budget: &mut Budget) -> Result<usize> {
+    let pickle = stream.pickle(budget)?;
     let count = number(&pickle, pickle.root()).filter(|&n| n <= MAX_TENSORS);
+    budget.give_back(pickle.memory());
     count.ok_or_else(|| record(stream, name, "its count is no number, or past the limit"))
 }
 
-impl Reader {
+impl Reader<'_> {
     fn storages(&mut self, stream: &mut Stream<'_>) -> Result<()> {
         const NAME: &str = "storages";
-        for _ in 0..count(stream, NAME)? {
-            let pickle = stream.pickle()?;
+        for _ in 0..count(stream, NAME, self.budget)? {
+            let pickle = stream.pickle(self.budget)?;
             let Some(&[id, _, class]) = pickle.sequence(pickle.root()) else {
                 return Err(record(stream, NAME, "it is no tuple of three"));
             };
@@ -221,17 +242,15 @@ impl Reader {
             };
             let size = data.len() as u64;
             let view = View { storage: self.storages.len(), dtype, offset: 0, elements: data.len() / dtype.size() };
-            self.storages.push(Storage {
-                label: format!("storage {id}"),
-                source: 0,
-                declared: size,
-                size,
-                extent: Extent::Mapped(begin..begin + data.len()),
-                order: ByteOrder::Little,
-            });
+            let label: Arc<str> = format!("storage {id}").into();
+            self.take(stream, allocated(16 + label.len()))?;
+            let (extent, order) = (Extent::Mapped(begin..begin + data.len()), ByteOrder::Little);
+            let storage = Storage { label, source: 0, declared: size, size, extent, order };
+            self.budget.push(&mut self.storages, storage).map_err(too_large(stream.path))?;
             self.add_view(stream, id, view)?;
+            self.budget.give_back(pickle.memory());
         }
-        let pickle = stream.pickle()?;
+        let pickle = stream.pickle(self.budget)?;
         let views = pickle.sequence(pickle.root()).ok_or_else(|| record(stream, NAME, "the views are no list"))?;
         for &view in views {
             let parts = pickle.sequence(view).and_then(|parts| match parts {
@@ -249,10 +268,26 @@ impl Reader {
             }
             self.add_view(stream, id, View { offset: root.offset + offset, elements, ..root })?;
         }
+        self.budget.give_back(pickle.memory());
         if stream.left() > 0 { Err(record(stream, NAME, "bytes follow the last record")) } else { Ok(()) }
     }
 
+    fn take(&mut self, stream: &Stream<'_>, bytes: usize) -> Result<()> {
+        self.budget.take(bytes).map_err(too_large(stream.path))
+    }
+
+    /// Accounts for something that is found by its key.
+    fn take_key(&mut self, stream: &Stream<'_>, key: &str, value: usize) -> Result<()> {
+        // A table has up to twice as many places as entries, and a little more while it grows.
+        let (pieces, tables) = (allocated(key.len()), 5 * (size_of::<String>() + value) / 2);
+        self.by_keys += pieces + tables;
+        self.take(stream, pieces)?;
+        self.budget.take_table(tables).map_err(too_large(stream.path))
+    }
+
     fn add_view(&mut self, stream: &Stream<'_>, id: String, view: View) -> Result<()> {
+        self.take_key(stream, &id, size_of::<View>())?;
+        self.take_key(stream, &id, size_of::<Option<usize>>())?;
         self.by_key.insert(id.clone(), None);
         match self.views.insert(id, view) {
             None => Ok(()),
@@ -262,8 +297,8 @@ impl Reader {
 
     fn tensors(&mut self, stream: &mut Stream<'_>) -> Result<()> {
         const NAME: &str = "tensors";
-        for _ in 0..count(stream, NAME)? {
-            let pickle = stream.pickle()?;
+        for _ in 0..count(stream, NAME, self.budget)? {
+            let pickle = stream.pickle(self.budget)?;
             let ids = pickle.sequence(pickle.root()).and_then(|parts| match parts {
                 &[id, storage, _] => Some((key(&pickle, id)?, key(&pickle, storage)?)),
                 _ => None,
@@ -278,11 +313,14 @@ impl Reader {
                 return Err(record(stream, NAME, "it reaches out of its storage"));
             }
             let offset = view.offset.saturating_add(offset);
+            self.take_key(stream, &id, size_of::<Option<usize>>())?;
+            self.take(stream, 2 * allocated(size_of::<usize>() * shape.len()))?;
             let tensor = StoredTensor { dtype: view.dtype, shape, strides, offset, storage: view.storage };
             if self.by_key.insert(id, Some(self.tensors.len())).is_some() {
                 return Err(record(stream, NAME, "its key occurs twice"));
             }
-            self.tensors.push(Stored::Dense(tensor));
+            self.budget.push(&mut self.tensors, Stored::Dense(tensor)).map_err(too_large(stream.path))?;
+            self.budget.give_back(pickle.memory());
         }
         if stream.left() > 0 { Err(record(stream, NAME, "bytes follow the last record")) } else { Ok(()) }
     }

@@ -4,74 +4,92 @@
 //! that declare names are read.
 
 use super::archive::Archive;
-use super::rebuild::{Rebuilt, ScriptClass, ScriptClasses};
-use super::{Container, Part, Stored, zip};
-use crate::error::Result;
+use super::rebuild::{ScriptClass, ScriptClasses};
+use super::{Container, MAX_TENSORS, Part, TreeLimit, too_large, zip};
+use crate::error::{Error, Result};
+use crate::pickle::{self, Budget, Full, allocated};
 
 /// The largest file of code that is read, in bytes; and the most of all together.
 const MAX_CODE_BYTES: u64 = 32 << 20;
 
 /// Reads the archive with that `data.pkl`.
-pub(super) fn open(archive: &Archive<'_>, object: &zip::Entry, root: &str) -> Result<Part> {
+pub(super) fn open(archive: &Archive<'_>, object: &zip::Entry, root: &str, budget: &mut Budget) -> Result<Part> {
+    let before = budget.taken();
     let mut classes = ScriptClasses::new();
     let folder = format!("{root}code/");
-    let mut left = MAX_CODE_BYTES;
-    for entry in archive.entries {
+    let mut left = (MAX_CODE_BYTES, MAX_TENSORS);
+    for entry in &archive.directory.entries {
         let path = entry.name.strip_prefix(&folder).and_then(|path| path.strip_suffix(".py"));
         let Some(path) = path else { continue };
-        let code = archive.read(entry, left)?;
-        left -= code.len() as u64;
-        declarations(&path.replace('/', "."), &String::from_utf8_lossy(&code), &mut classes);
+        let code = archive.read(entry, left.0, budget)?;
+        left.0 -= code.len() as u64;
+        declarations(&path.replace('/', "."), &code, &mut classes, &mut left.1, budget)
+            .map_err(|limit| Error::Tree { path: archive.path.to_owned(), limit })?;
     }
-    let mut part = archive.part(Container::TorchScript, object, root, &classes)?;
+    let declared = budget.taken() - before;
+    let mut part = archive.part(Container::TorchScript, object, &format!("{root}data/"), &classes, budget)?;
     // A frozen module has its weights here.
     if let Some(constants) = archive.find(&format!("{root}constants.pkl")) {
-        let Rebuilt { tree, tensors, storages } = archive.object(constants, &classes)?;
-        let (first, first_storage) = (part.tensors.len(), part.storages.len());
-        let order = archive.byte_order(root)?;
-        part.storages
-            .extend(storages.into_iter().map(|s| archive.storage(format!("{root}constants/{}", s.key), &s, order)));
-        part.tensors.extend(tensors.into_iter().map(|tensor| match tensor {
-            Stored::Dense(mut dense) => {
-                dense.storage += first_storage;
-                Stored::Dense(dense)
-            }
-            other => other,
-        }));
-        let constants = part.tree.graft(tree, first);
+        let data = format!("{root}constants/");
+        let constants = archive.part(Container::TorchScript, constants, &data, &classes, budget)?;
+        let constants = part.absorb(constants, budget).map_err(too_large(archive.path))?;
         part.tree.loose.push(constants);
     }
+    budget.give_back(declared);
     Ok(part)
 }
 
-/// Adds the classes that `code`, the file of the module `module`, declares.
+/// Adds the classes that `code`, the file of the module `module`, declares: no more names than `names_left`.
 ///
 /// ```text
 /// class Linear(Module):
 ///   __parameters__ = ["weight", "bias", ]
 ///   __buffers__ = []
 /// ```
-fn declarations(module: &str, code: &str, classes: &mut ScriptClasses) {
+fn declarations(
+    module: &str,
+    code: &[u8],
+    classes: &mut ScriptClasses,
+    names_left: &mut usize,
+    budget: &mut Budget,
+) -> std::result::Result<(), TreeLimit> {
+    /// Bytes of memory that a class takes among the others, and a name among those of its class, but for their texts.
+    const CLASS: usize = 5 * size_of::<(String, ScriptClass)>() / 2;
+    const NAME: usize = 5 * size_of::<String>() / 2;
+    let mut take = |bytes: usize| {
+        let full = |Full| TreeLimit { what: "bytes of memory", limit: pickle::MAX_VALUE_BYTES };
+        let many = TreeLimit { what: "names of classes, parameters and buffers in its code", limit: MAX_TENSORS };
+        *names_left = names_left.checked_sub(1).ok_or(many)?;
+        budget.take(bytes).map_err(full)
+    };
     let mut class: Option<(String, ScriptClass)> = None;
-    for line in code.lines() {
+    // Lines that are no text declare nothing.
+    for line in code.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()) {
         if let Some(rest) = line.strip_prefix("class ") {
             classes.extend(class.take());
             // Other classes than modules have other bases.
-            class = rest.strip_suffix("(Module):").map(|name| (format!("{module}.{name}"), ScriptClass::default()));
+            let Some(name) = rest.strip_suffix("(Module):") else { continue };
+            take(CLASS + allocated(module.len() + 1 + name.len()))?;
+            class = Some(([module, ".", name].concat(), ScriptClass::default()));
         } else if let Some((_, declared)) = &mut class {
-            if let Some(list) = line.trim_start().strip_prefix("__parameters__ = [") {
-                declared.parameters.extend(names(list));
-            } else if let Some(list) = line.trim_start().strip_prefix("__buffers__ = [") {
-                declared.buffers.extend(names(list));
+            let line = line.trim_start();
+            let (list, held) = match line.strip_prefix("__parameters__ = [") {
+                Some(list) => (Some(list), &mut declared.parameters),
+                None => (line.strip_prefix("__buffers__ = ["), &mut declared.buffers),
+            };
+            for name in list.into_iter().flat_map(names) {
+                take(NAME + allocated(name.len()))?;
+                held.insert(name.to_owned());
             }
         }
     }
     classes.extend(class);
+    Ok(())
 }
 
 /// The names in a list of quoted texts. Attributes are identifiers, so that there is nothing to unescape.
-fn names(list: &str) -> impl Iterator<Item = String> {
-    list.split('"').skip(1).step_by(2).map(str::to_owned)
+fn names(list: &str) -> impl Iterator<Item = &str> {
+    list.split('"').skip(1).step_by(2)
 }
 
 #[cfg(test)]
@@ -85,7 +103,7 @@ mod tests {
                     scale : Tensor\n  def forward(self: __torch__.Net) -> Tensor:\n    return self.scale\n\
                     class Pair(NamedTuple):\n  __parameters__ = [\"no\", ]\nclass Empty(Module):\n  __parameters__ = []\n";
         let mut classes = ScriptClasses::new();
-        declarations("__torch__.m", code, &mut classes);
+        declarations("__torch__.m", code.as_bytes(), &mut classes, &mut 100, &mut Budget::default()).unwrap();
         assert_eq!(classes.len(), 2);
         assert!(classes["__torch__.m.Net"].parameters.contains("scale"));
         assert_eq!(classes["__torch__.m.Net"].buffers.len(), 2);

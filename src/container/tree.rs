@@ -4,6 +4,10 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use super::Stored;
+use crate::pickle::{self, Budget, Full, allocated};
+use crate::tensor::TensorSpec;
+
 /// The deepest nesting of values that is walked.
 pub const MAX_DEPTH: usize = 128;
 /// The largest number of tensors listed from one file, each name of a shared tensor counted.
@@ -14,6 +18,9 @@ pub const MAX_NAME_BYTES: usize = 4096;
 pub const MAX_ALL_NAMES_BYTES: usize = 24 << 20;
 /// The largest number of values visited on the walk; values that are shared count each time they are reached.
 pub const MAX_VISITS: usize = 4 << 20;
+
+/// Bytes of memory that a name of a tensor takes wherever tensors are listed, but for its text and the shape.
+const LISTED: usize = 2 * size_of::<Reached>() + 2 * size_of::<TensorSpec>() + 3 * size_of::<&str>();
 
 /// What stands for a key that is no text, number, or tuple of these.
 const NO_TEXT: &str = "<key>";
@@ -116,13 +123,12 @@ impl Value {
         }
     }
 
-    /// The value with `first` added to the ids in it, and `first_tensor` to the number of a tensor.
-    pub(crate) fn shifted(mut self, first: ValueId, first_tensor: usize) -> Value {
+    /// Adds `first` to the ids in it, and `first_tensor` to the number of a tensor.
+    pub(crate) fn shift(&mut self, first: ValueId, first_tensor: usize) {
         self.renumber(|id| id + first);
-        if let Value::Tensor(tensor) = &mut self {
+        if let Value::Tensor(tensor) = self {
             *tensor += first_tensor;
         }
-        self
     }
 
     /// About how many bytes of memory the value takes besides its place in the tree. Texts are shared with the pickle.
@@ -179,17 +185,12 @@ pub(crate) struct Reached {
 impl Tree {
     /// Adds a value.
     pub(crate) fn add(&mut self, value: Value) -> ValueId {
+        if self.values.len() == self.values.capacity() {
+            // By a quarter, not to twice its size: what is reserved is memory too.
+            self.values.reserve_exact((self.values.len() / 4).max(4));
+        }
         self.values.push(value);
         (self.values.len() - 1) as ValueId
-    }
-
-    /// Takes up the values of another tree, whose tensors are numbered from `first_tensor` on from now, and returns its
-    /// root.
-    pub(crate) fn graft(&mut self, other: Tree, first_tensor: usize) -> ValueId {
-        let shift = self.values.len() as ValueId;
-        self.values.extend(other.values.into_iter().map(|value| value.shifted(shift, first_tensor)));
-        self.loose.extend(other.loose.into_iter().map(|id| id + shift));
-        other.root + shift
     }
 
     pub(crate) fn value(&self, id: ValueId) -> &Value {
@@ -245,9 +246,11 @@ impl Tree {
     /// listed under each.
     ///
     /// # Errors
-    /// [`TreeLimit`] if one of this module's limits is exceeded.
-    pub(crate) fn tensors(&self) -> Result<Vec<Reached>, TreeLimit> {
-        let mut walk = Walk { tree: self, found: Vec::new(), visits: 0, name_bytes: 0, open: HashSet::new() };
+    /// [`TreeLimit`] if one of this module's limits is exceeded, or `budget` has no memory to list all of `tensors` by these
+    /// names.
+    pub(crate) fn tensors(&self, tensors: &[Stored], budget: &mut Budget) -> Result<Vec<Reached>, TreeLimit> {
+        let (found, open) = (Vec::new(), HashSet::new());
+        let mut walk = Walk { tree: self, tensors, budget, found, visits: 0, name_bytes: 0, open };
         walk.visit(self.root, &mut String::new(), Place { parent: 0, named: true, module: None }, 0)?;
         for (number, &id) in self.loose.iter().enumerate() {
             let mut name = format!("<loose {number}>");
@@ -281,6 +284,8 @@ struct Place {
 
 struct Walk<'t> {
     tree: &'t Tree,
+    tensors: &'t [Stored],
+    budget: &'t mut Budget,
     found: Vec<Reached>,
     visits: usize,
     name_bytes: usize,
@@ -315,6 +320,14 @@ impl Walk<'_> {
             if self.name_bytes > MAX_ALL_NAMES_BYTES {
                 return limit("bytes in all tensors' names", MAX_ALL_NAMES_BYTES);
             }
+            let dimensions = self.tensors.get(*tensor).map_or(0, |tensor| match tensor {
+                Stored::Dense(dense) => dense.shape.len(),
+                Stored::Other(other) => other.shape.len(),
+            });
+            // Once here, and once among the tensors of a root, with the shape.
+            let bytes = LISTED + 2 * allocated(path.len()) + allocated(dimensions * size_of::<usize>());
+            let full = |Full| TreeLimit { what: "bytes of memory", limit: pickle::MAX_VALUE_BYTES };
+            self.budget.take(bytes).map_err(full)?;
             let Place { parent, named, .. } = place;
             self.found.push(Reached { path: path.clone(), parent, named, tensor: *tensor });
             return Ok(());
@@ -397,8 +410,12 @@ mod tests {
         Tree { root: values.len() as u32 - 1, values, loose: Vec::new() }
     }
 
+    fn walked(tree: &Tree) -> Result<Vec<Reached>, TreeLimit> {
+        tree.tensors(&[], &mut Budget::default())
+    }
+
     fn refused(tree: &Tree) -> usize {
-        tree.tensors().map(|found| found.len()).unwrap_err().limit
+        walked(tree).map(|found| found.len()).unwrap_err().limit
     }
 
     fn list(items: &[ValueId]) -> Value {
@@ -416,7 +433,7 @@ mod tests {
     #[test]
     fn tensors_are_named_by_their_paths() {
         let values = vec![Value::Tensor(0), text("a.b"), Value::Int(7), list(&[0, 0]), map(&[(1, 0), (2, 3)])];
-        let found = tree(values).tensors().unwrap();
+        let found = walked(&tree(values)).unwrap();
         let found: Vec<_> = found.iter().map(|t| (t.path.as_str(), &t.path[..t.parent], t.named)).collect();
         assert_eq!(found, [("a.b", "", true), ("7.0", "7", false), ("7.1", "7", false)]);
     }
@@ -425,7 +442,7 @@ mod tests {
     fn cycles_end() {
         let mut values = vec![Value::Tensor(0), list(&[0, 1])];
         values.push(list(&[1, 2]));
-        assert_eq!(tree(values).tensors().unwrap().len(), 1);
+        assert_eq!(walked(&tree(values)).unwrap().len(), 1);
     }
 
     #[test]
@@ -435,7 +452,7 @@ mod tests {
             values.extend((0..levels as u32).map(|below| list(&[below])));
             tree(values)
         };
-        assert_eq!(nested(MAX_DEPTH).tensors().unwrap().len(), 1);
+        assert_eq!(walked(&nested(MAX_DEPTH)).unwrap().len(), 1);
         assert_eq!(refused(&nested(MAX_DEPTH + 1)), MAX_DEPTH);
     }
 
@@ -451,7 +468,7 @@ mod tests {
         let many = tree(vec![Value::Tensor(0), list(&[0; 1 << 9]), list(&[1; (1 << 9) + 1])]);
         assert_eq!(refused(&many), MAX_TENSORS);
         let named = |length: usize| tree(vec![Value::Tensor(0), text(&"x".repeat(length)), map(&[(1, 0)])]);
-        assert_eq!(named(MAX_NAME_BYTES).tensors().unwrap().len(), 1);
+        assert_eq!(walked(&named(MAX_NAME_BYTES)).unwrap().len(), 1);
         assert_eq!(refused(&named(MAX_NAME_BYTES + 1)), MAX_NAME_BYTES);
         assert_eq!(refused(&named(8 << 20)), MAX_NAME_BYTES);
         let key = text(&"x".repeat(MAX_NAME_BYTES / 2));
@@ -462,6 +479,6 @@ mod tests {
     #[test]
     fn long_keys_of_what_is_no_tensor_are_no_trouble() {
         let values = vec![Value::None, text(&"x".repeat(1 << 20)), map(&[(1, 0); 10_000])];
-        assert!(tree(values).tensors().unwrap().is_empty());
+        assert!(walked(&tree(values)).unwrap().is_empty());
     }
 }

@@ -3,12 +3,13 @@
 //! Sizes and offsets come from the central directory alone; the local header of an entry only tells where its data
 //! begins (PyTorch writes zero sizes there, and pads with an extra field). Specification: PKWARE APPNOTE 6.3.10.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::MAX_TENSORS;
 use flate2::{Decompress, FlushDecompress, Status};
+
+use super::{MAX_NAME_BYTES, MAX_TENSORS};
+use crate::pickle::{self, Budget, Full};
 
 /// Why an archive cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -118,6 +119,24 @@ pub(crate) struct Entry {
     pub(crate) packed: usize,
     /// Where the next entry or the directory begins: its data ends before that.
     pub(crate) limit: usize,
+}
+
+/// The entries of an archive.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    /// As the archive lists them.
+    pub(crate) entries: Vec<Entry>,
+    /// Their places, in the order of their names.
+    by_name: Vec<u32>,
+}
+
+impl Directory {
+    /// The entry of that name.
+    pub(crate) fn find(&self, name: &str) -> Option<&Entry> {
+        let entry = |&place: &u32| &self.entries[place as usize];
+        let found = self.by_name.binary_search_by(|place| (*entry(place).name).cmp(name)).ok()?;
+        Some(entry(&self.by_name[found]))
+    }
 }
 
 /// The largest number of entries in an archive: a storage for each tensor, and some more.
@@ -232,8 +251,12 @@ fn zip64(extra: &[u8], values: [&mut u64; 3]) -> Option<()> {
 /// reading a page of each is what opening a large file would cost.
 ///
 /// # Errors
-/// [`ZipProblem`]; entries that overlap, repeat a name or reach past the directory are refused.
-pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
+/// [`ZipProblem`]; entries that take more memory than `budget` has, overlap, repeat a name or reach past the directory are refused.
+pub(crate) fn read(file: &[u8], budget: &mut Budget) -> Result<Directory, ZipProblem> {
+    /// Bytes of memory that an entry takes, but for its name: among the entries, and in their order by place and by name.
+    const ENTRY: usize = size_of::<Entry>() + size_of::<usize>() + size_of::<u32>();
+    /// Bytes of the shortest record.
+    const RECORD: usize = 46;
     let (directory, count) = find_directory(file)?;
     let limit = |what, limit| Err(ZipProblem::Limit { what, limit });
     if count > MAX_ENTRIES as u64 {
@@ -242,23 +265,30 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
     if directory.len() > MAX_DIRECTORY_BYTES {
         return limit("bytes of directory", MAX_DIRECTORY_BYTES);
     }
-    let mut entries = Vec::new();
-    let mut names = HashSet::new();
+    let most = directory.len() / RECORD;
+    let most = usize::try_from(count).map_or(most, |count| count.min(most));
+    let full = |Full| ZipProblem::Limit { what: "bytes of memory", limit: pickle::MAX_VALUE_BYTES };
+    budget.take_table(most * ENTRY).and_then(|()| budget.take(most * 32 + directory.len())).map_err(full)?;
+    let mut entries = Vec::with_capacity(most);
     let mut at = directory.start;
     for _ in 0..count {
         let damaged = |what| ZipProblem::Directory { offset: at as u64, what };
         let record = &file[at..directory.end];
-        if record.len() < 46 || !record.starts_with(CENTRAL) {
+        if record.len() < RECORD || !record.starts_with(CENTRAL) {
             return Err(damaged("an entry's record is missing"));
         }
         let field16 = |at| u16_at(record, at).map_or(0, usize::from);
         let field32 = |at| u32_at(record, at).map_or(0, u64::from);
-        let (name_end, extra_length, comment) = (46 + field16(28), field16(30), field16(32));
+        let (name_end, extra_length, comment) = (RECORD + field16(28), field16(30), field16(32));
         let extra_end = name_end + extra_length;
         if extra_end + comment > record.len() {
             return Err(damaged("an entry's record is cut short"));
         }
-        let name = std::str::from_utf8(&record[46..name_end]).map_err(|_| damaged("an entry's name is not UTF-8"))?;
+        let name =
+            std::str::from_utf8(&record[RECORD..name_end]).map_err(|_| damaged("an entry's name is not UTF-8"))?;
+        if name.len() > MAX_NAME_BYTES {
+            return limit("bytes in the name of an entry", MAX_NAME_BYTES);
+        }
         let (mut packed, mut size, mut offset) = (field32(20), field32(24), field32(42));
         zip64(&record[name_end..extra_end], [&mut size, &mut packed, &mut offset])
             .ok_or_else(|| damaged("an entry's zip64 field is malformed"))?;
@@ -277,9 +307,6 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
         let within = |n: u64| usize::try_from(n).ok().filter(|&n| n <= directory.start);
         let (local, packed) = (within(offset).ok_or(OUTSIDE), within(packed).ok_or(OUTSIDE));
         let (local, packed) = (local.map_err(wrong)?, packed.map_err(wrong)?);
-        if !names.insert(name) {
-            return Err(ZipProblem::Duplicate { entry: name.to_owned() });
-        }
         let (name, crc, limit) = (name.into(), field32(16) as u32, directory.start);
         entries.push(Entry { name, method, crc, size, local, packed, limit });
         at += extra_end + comment;
@@ -287,8 +314,15 @@ pub(crate) fn read(file: &[u8]) -> Result<Vec<Entry>, ZipProblem> {
     if at != directory.end {
         return Err(ZipProblem::Directory { offset: at as u64, what: "it holds more than its entries" });
     }
+    // A table of hashes would take many times the memory.
+    let mut by_name: Vec<u32> = (0..entries.len() as u32).collect();
+    let name = |&entry: &u32| &entries[entry as usize].name;
+    by_name.sort_unstable_by(|first, second| name(first).cmp(name(second)));
+    if let Some([twice, _]) = by_name.array_windows().find(|[first, second]| name(first) == name(second)) {
+        return Err(ZipProblem::Duplicate { entry: name(twice).to_string() });
+    }
     set_limits(&mut entries, directory.start)?;
-    Ok(entries)
+    Ok(Directory { entries, by_name })
 }
 
 /// Finds where each entry has to end.
@@ -310,6 +344,15 @@ fn set_limits(entries: &mut [Entry], directory: usize) -> Result<(), ZipProblem>
         }
     }
     Ok(())
+}
+
+/// What deflated heads of entries are read with, one after another.
+pub(crate) struct Inflate(Decompress);
+
+impl Default for Inflate {
+    fn default() -> Inflate {
+        Inflate(Decompress::new(false))
+    }
 }
 
 impl Entry {
@@ -348,13 +391,15 @@ impl Entry {
     ///
     /// # Errors
     /// [`ZipProblem::Entry`] if the compressed data is damaged.
-    pub(crate) fn head(&self, file: &[u8], bytes: usize) -> Result<Vec<u8>, ZipProblem> {
+    pub(crate) fn head(&self, file: &[u8], bytes: usize, inflate: &mut Inflate) -> Result<Vec<u8>, ZipProblem> {
         let packed = self.packed_bytes(file)?;
         if self.method == Method::Stored {
             return Ok(packed[..bytes.min(packed.len())].to_vec());
         }
         let mut out = Vec::with_capacity(bytes);
-        Decompress::new(false)
+        let Inflate(machine) = inflate;
+        machine.reset(false);
+        machine
             .decompress_vec(packed, &mut out, FlushDecompress::None)
             .map_err(|_| self.wrong("its compressed data is damaged"))?;
         out.truncate(bytes);

@@ -1,7 +1,5 @@
 //! The arguments of opcodes, decoded: numbers and texts in all the ways that pickles write them.
 
-use std::borrow::Cow;
-
 use super::error::ErrorKind;
 use super::node::Node;
 use super::opcode::Op;
@@ -17,18 +15,16 @@ pub(super) fn text(op: Op, bytes: &[u8]) -> Step<&str> {
     std::str::from_utf8(bytes).map_err(|_| ErrorKind::NotUtf8(op.name()))
 }
 
-/// UTF-8 text. Python also writes lone surrogates (file names that are not UTF-8); they become the text `\udcXX`.
-pub(super) fn unicode(op: Op, bytes: &[u8]) -> Step<Cow<'_, str>> {
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        return Ok(text.into());
-    }
+/// UTF-8 text with the lone surrogates that Python also writes (file names that are not UTF-8); they become the text
+/// `\udcXX`.
+pub(super) fn surrogates(op: Op, bytes: &[u8]) -> Step<String> {
     let mut out = String::new();
     let mut rest = bytes;
     loop {
         match std::str::from_utf8(rest) {
             Ok(text) => {
                 out.push_str(text);
-                return Ok(out.into());
+                return Ok(out);
             }
             Err(error) => {
                 let (valid, invalid) = rest.split_at(error.valid_up_to());
@@ -178,7 +174,7 @@ pub(crate) fn quoted(line: &[u8]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// Python's raw-unicode-escape: Latin-1 text with `\uXXXX` and `\UXXXXXXXX`; lone surrogates as [`unicode`] has them.
+/// Python's raw-unicode-escape: Latin-1 text with `\uXXXX` and `\UXXXXXXXX`; lone surrogates as [`surrogates`] has them.
 pub(crate) fn raw_unicode(line: &[u8]) -> Option<String> {
     let mut out = String::with_capacity(line.len());
     let mut rest = line;

@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::argument::{int_line, integer_text, long, memo_key, quoted, raw_unicode, string, text, unicode, unsigned};
+use super::argument::{
+    int_line, integer_text, long, memo_key, quoted, raw_unicode, string, surrogates, text, unsigned,
+};
+use super::budget::{Budget, Full, MAX_VALUE_BYTES, allocated};
 use super::error::{Error, ErrorKind};
 use super::memo::Memo;
 use super::node::{Call, Global, Items, Node, NodeId, Object, Pickle};
@@ -22,8 +25,6 @@ pub const MAX_MEMO: usize = 4 << 20;
 pub const MAX_GLOBALS: usize = 1 << 16;
 /// The longest name of a class or function, in bytes of module and name.
 pub const MAX_GLOBAL_BYTES: usize = 4096;
-/// The largest number of bytes of memory that a pickle and its values take, the objects made of them included.
-pub const MAX_VALUE_BYTES: usize = 208 << 20;
 
 /// Reads one pickle from the start of `bytes`; what follows its STOP opcode is left alone (see [`Pickle::end`]).
 ///
@@ -35,6 +36,12 @@ pub const MAX_VALUE_BYTES: usize = 208 << 20;
 /// [`MAX_PICKLE_BYTES`], [`MAX_NODES`], [`MAX_STACK`], [`MAX_MEMO`], [`MAX_GLOBALS`], [`MAX_GLOBAL_BYTES`],
 /// [`MAX_VALUE_BYTES`].
 pub fn parse(bytes: &[u8]) -> Result<Pickle, Error> {
+    parse_within(bytes, &mut Budget::default())
+}
+
+/// As [`parse`], of one pickle of several in a file: `budget` is what all of them share.
+pub(crate) fn parse_within(bytes: &[u8], budget: &mut Budget) -> Result<Pickle, Error> {
+    let before = budget.taken();
     let mut machine = Machine {
         bytes,
         at: 0,
@@ -45,12 +52,18 @@ pub fn parse(bytes: &[u8]) -> Result<Pickle, Error> {
         marks: Vec::new(),
         memo: Memo::default(),
         known: Known::default(),
-        memory: bytes.len(),
+        budget,
         buffers: 0,
     };
-    let root = machine.run().map_err(|kind| Error { offset: machine.op_at as u64, kind })?;
-    let Machine { nodes, offsets, memory, at, .. } = machine;
-    Ok(Pickle { nodes, offsets, root, end: at, memory })
+    let root = machine.read().map_err(|kind| Error { offset: machine.op_at as u64, kind })?;
+    let Machine { mut nodes, mut offsets, stack, marks, memo, budget, at, .. } = machine;
+    let spare = size_of::<Node>() * (nodes.capacity() - nodes.len()) + 4 * (offsets.capacity() - offsets.len());
+    nodes.shrink_to_fit();
+    offsets.shrink_to_fit();
+    let tables = spare + 4 * (stack.capacity() + marks.capacity()) + memo.memory();
+    drop((stack, marks, memo));
+    budget.give_back(tables);
+    Ok(Pickle { nodes, offsets, root, end: at, memory: budget.taken() - before })
 }
 
 type Step<T> = Result<T, ErrorKind>;
@@ -65,8 +78,8 @@ struct Machine<'a> {
     marks: Vec<u32>,
     memo: Memo,
     known: Known,
-    /// Bytes of memory that the input and the values take.
-    memory: usize,
+    /// Memory that is left.
+    budget: &'a mut Budget,
     buffers: u32,
 }
 
@@ -85,19 +98,23 @@ struct Known {
 }
 
 impl Known {
-    /// Places for integers: the sizes and strides of a model's tensors are few.
-    const INTS: u64 = 4096;
+    /// Places for integers, at first and at most: the sizes and strides of a model's tensors are few.
+    const INTS: (usize, usize) = (64, 4096);
 
-    /// Where the value would be kept.
-    fn place(&mut self, node: &Node) -> Option<&mut Option<NodeId>> {
+    /// Where the value would be kept, in a pickle that has that many values so far.
+    fn place(&mut self, node: &Node, values: usize) -> Option<&mut Option<NodeId>> {
         match *node {
             Node::None => Some(&mut self.none),
             Node::Bool(value) => Some(&mut self.bools[usize::from(value)]),
             Node::Tuple(ref items) if items.is_empty() => Some(&mut self.empty_tuple),
             Node::Int(value) => {
-                self.ints.resize(Known::INTS as usize, None);
+                let (first, most) = Known::INTS;
+                if self.ints.len() < values.clamp(first, most) {
+                    // What was kept is made once more, at most.
+                    self.ints = vec![None; values.next_power_of_two().clamp(first, most)];
+                }
                 // The upper bits of the product depend on all bits of the value (Fibonacci hashing).
-                let place = (value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52;
+                let place = (value as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - self.ints.len().ilog2());
                 self.ints.get_mut(place as usize)
             }
             _ => None,
@@ -105,26 +122,19 @@ impl Known {
     }
 }
 
-/// Bytes of memory that an allocation of `bytes` takes.
-fn allocated(bytes: usize) -> usize {
-    if bytes == 0 { 0 } else { (bytes + 8).next_multiple_of(16).max(32) }
-}
-
-/// Bytes of memory that a value takes besides its place in the arena.
-fn memory(node: &Node) -> usize {
-    match node {
-        Node::Str(text) => allocated(16 + text.len()),
-        Node::BigInt(bytes) | Node::Bytes(bytes) | Node::ByteArray(bytes) => allocated(bytes.len()),
-        Node::Tuple(items) | Node::FrozenSet(items) => allocated(size_of_val::<[_]>(items)),
-        Node::List(items) | Node::Set(items) if !items.is_empty() => Items::<NodeId>::FIRST + size_of_val::<[_]>(items),
-        Node::Dict(items) if !items.is_empty() => Items::<NodeId>::FIRST + size_of_val::<[_]>(items),
-        Node::Object(object) => allocated(size_of_val(&**object)),
-        _ => 0,
+impl From<Full> for ErrorKind {
+    fn from(Full: Full) -> ErrorKind {
+        ErrorKind::Limit { what: "bytes of memory for its values", limit: MAX_VALUE_BYTES }
     }
 }
 
 impl<'a> Machine<'a> {
-    fn run(&mut self) -> Step<NodeId> {
+    fn read(&mut self) -> Step<NodeId> {
+        /// Values that there is room for at first: so many small pickles have.
+        const FIRST: usize = 32;
+        self.budget.reserve(&mut self.nodes, FIRST)?;
+        self.budget.reserve(&mut self.offsets, FIRST)?;
+        self.budget.reserve(&mut self.stack, FIRST)?;
         loop {
             self.op_at = self.at;
             if self.at > MAX_PICKLE_BYTES {
@@ -168,18 +178,9 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Accounts for memory.
-    fn charge(&mut self, bytes: usize) -> Step<()> {
-        self.memory = self.memory.saturating_add(bytes);
-        if self.memory > MAX_VALUE_BYTES {
-            return Err(ErrorKind::Limit { what: "bytes of memory for its values", limit: MAX_VALUE_BYTES });
-        }
-        Ok(())
-    }
-
     fn node(&mut self, node: Node) -> Step<NodeId> {
         let id = NodeId(self.nodes.len() as u32);
-        if let Some(place) = self.known.place(&node) {
+        if let Some(place) = self.known.place(&node, self.nodes.len()) {
             if let Some(known) = place.filter(|known| self.nodes[known.index()] == node) {
                 return Ok(known);
             }
@@ -188,15 +189,9 @@ impl<'a> Machine<'a> {
         if self.nodes.len() >= MAX_NODES {
             return Err(ErrorKind::Limit { what: "values", limit: MAX_NODES });
         }
-        self.charge(size_of::<Node>() + size_of::<u32>() + memory(&node))?;
-        if self.nodes.len() == self.nodes.capacity() {
-            // By a quarter, not to twice the size: what is reserved is memory too.
-            let more = (self.nodes.len() / 4).max(64);
-            self.nodes.reserve_exact(more);
-            self.offsets.reserve_exact(more);
-        }
-        self.nodes.push(node);
-        self.offsets.push(self.op_at as u32);
+        self.budget.take(node.memory())?;
+        self.budget.push(&mut self.nodes, node)?;
+        self.budget.push(&mut self.offsets, self.op_at as u32)?;
         Ok(id)
     }
 
@@ -218,7 +213,7 @@ impl<'a> Machine<'a> {
         let global = Global::new(module, name);
         let text = Arc::clone(global.text());
         // The table's own entry, and the name as it is shown, come on top.
-        self.charge(2 * allocated(16 + text.len()) + 192)?;
+        self.budget.take(2 * allocated(16 + text.len()) + 192)?;
         let id = self.node(Node::Global(Box::new(global)))?;
         self.known.globals.insert(text, id);
         Ok(id)
@@ -228,8 +223,7 @@ impl<'a> Machine<'a> {
         if self.stack.len() >= MAX_STACK {
             return Err(ErrorKind::Limit { what: "values on the stack", limit: MAX_STACK });
         }
-        self.stack.push(id);
-        Ok(())
+        Ok(self.budget.push(&mut self.stack, id)?)
     }
 
     fn push(&mut self, node: Node) -> Step<()> {
@@ -283,8 +277,7 @@ impl<'a> Machine<'a> {
             (Node::Object(object), _) => &mut object.items,
             (other, _) => return Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() }),
         };
-        let bytes = held.grow(items);
-        self.charge(bytes)
+        Ok(held.append(items, self.budget)?)
     }
 
     fn set(&mut self, op: Op, pairs: &[(NodeId, NodeId)]) -> Step<()> {
@@ -294,8 +287,7 @@ impl<'a> Machine<'a> {
             Node::Object(object) => &mut object.entries,
             other => return Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() }),
         };
-        let bytes = held.grow(pairs);
-        self.charge(bytes)
+        Ok(held.append(pairs, self.budget)?)
     }
 
     fn object(&mut self, call: Call, callable: NodeId, args: NodeId, kwargs: Option<NodeId>) -> Step<()> {
@@ -308,10 +300,7 @@ impl<'a> Machine<'a> {
         if self.memo.len() >= MAX_MEMO {
             return Err(ErrorKind::Limit { what: "memo entries", limit: MAX_MEMO });
         }
-        if self.memo.put(key, value) {
-            self.charge(Memo::ENTRY)?;
-        }
-        Ok(())
+        Ok(self.memo.put(key, value, self.budget)?)
     }
 
     fn get(&mut self, key: u64) -> Step<()> {
@@ -321,10 +310,29 @@ impl<'a> Machine<'a> {
 
     /// Checks that there is memory to decode a line of text, which takes more than the text does in the end.
     fn room_for_line(&self, line: &[u8]) -> Step<()> {
-        if self.memory.saturating_add(line.len().saturating_mul(4)) > MAX_VALUE_BYTES {
-            return Err(ErrorKind::Limit { what: "bytes of memory for its values", limit: MAX_VALUE_BYTES });
-        }
-        Ok(())
+        Ok(self.budget.room_for(line.len().saturating_mul(4))?)
+    }
+
+    /// UTF-8 text, with the lone surrogates that Python also writes.
+    fn text(&mut self, op: Op, bytes: &[u8]) -> Step<()> {
+        let node = match std::str::from_utf8(bytes) {
+            Ok(text) => {
+                self.budget.room_for(text.len())?;
+                Node::Str(text.into())
+            }
+            Err(_) => {
+                // Each may take twice its bytes as text, which is copied as it grows and once it is whole.
+                self.budget.room_for(bytes.len().saturating_mul(6))?;
+                Node::Str(surrogates(op, bytes)?.into())
+            }
+        };
+        self.push(node)
+    }
+
+    /// A value that holds a copy of these bytes.
+    fn copy(&mut self, bytes: &[u8], node: impl FnOnce(&[u8]) -> Node) -> Step<()> {
+        self.budget.room_for(bytes.len())?;
+        self.push(node(bytes))
     }
 
     fn execute(&mut self, op: Op, arg: &[u8], second: &[u8]) -> Step<()> {
@@ -336,8 +344,7 @@ impl<'a> Machine<'a> {
                 if self.marks.len() >= MAX_STACK {
                     return Err(ErrorKind::Limit { what: "marks on the stack", limit: MAX_STACK });
                 }
-                self.marks.push(self.stack.len() as u32);
-                Ok(())
+                Ok(self.budget.push(&mut self.marks, self.stack.len() as u32)?)
             }
             Op::POP if !self.marks.is_empty() && self.floor() == self.stack.len() => self.pop_mark(op).map(drop),
             Op::POP => self.pop(op).map(drop),
@@ -350,7 +357,7 @@ impl<'a> Machine<'a> {
             Op::LONG => self.push(integer_text(op, arg.strip_suffix(b"L").unwrap_or(arg))?),
             Op::BININT => self.push(Node::Int(i64::from(unsigned(arg) as u32 as i32))),
             Op::BININT1 | Op::BININT2 => self.push(Node::Int(unsigned(arg) as i64)),
-            Op::LONG1 | Op::LONG4 => self.push(long(arg)),
+            Op::LONG1 | Op::LONG4 => self.copy(arg, long),
             Op::FLOAT => {
                 let value = text(op, arg)?.trim().parse().map_err(|_| ErrorKind::BadArgument(op.name()))?;
                 self.push(Node::Float(value))
@@ -364,15 +371,15 @@ impl<'a> Machine<'a> {
                 let bytes = quoted(arg).ok_or(ErrorKind::BadArgument(op.name()))?;
                 self.push(string(&bytes))
             }
-            Op::BINSTRING | Op::SHORT_BINSTRING => self.push(string(arg)),
+            Op::BINSTRING | Op::SHORT_BINSTRING => self.copy(arg, string),
             Op::UNICODE => {
                 self.room_for_line(arg)?;
                 let text = raw_unicode(arg).ok_or(ErrorKind::BadArgument(op.name()))?;
                 self.push(Node::Str(text.into()))
             }
-            Op::BINUNICODE | Op::SHORT_BINUNICODE | Op::BINUNICODE8 => self.push(Node::Str(unicode(op, arg)?.into())),
-            Op::BINBYTES | Op::SHORT_BINBYTES | Op::BINBYTES8 => self.push(Node::Bytes(arg.into())),
-            Op::BYTEARRAY8 => self.push(Node::ByteArray(arg.into())),
+            Op::BINUNICODE | Op::SHORT_BINUNICODE | Op::BINUNICODE8 => self.text(op, arg),
+            Op::BINBYTES | Op::SHORT_BINBYTES | Op::BINBYTES8 => self.copy(arg, |bytes| Node::Bytes(bytes.into())),
+            Op::BYTEARRAY8 => self.copy(arg, |bytes| Node::ByteArray(bytes.into())),
             Op::EMPTY_LIST => self.push(Node::List(Items::new())),
             Op::EMPTY_DICT => self.push(Node::Dict(Items::new())),
             Op::EMPTY_SET => self.push(Node::Set(Items::new())),
@@ -426,8 +433,7 @@ impl<'a> Machine<'a> {
                     Node::Object(object) => &mut object.state,
                     other => return Err(ErrorKind::WrongType { opcode: op.name(), found: other.kind() }),
                 };
-                let bytes = held.grow(&[state]);
-                self.charge(bytes)
+                Ok(held.append(&[state], self.budget)?)
             }
             Op::GLOBAL => {
                 let id = self.global(text(op, arg)?, text(op, second)?)?;
@@ -474,6 +480,7 @@ impl<'a> Machine<'a> {
                 self.object(Call::Instance, callable, args, None)
             }
             Op::PERSID => {
+                self.room_for_line(arg)?;
                 let id = self.node(Node::Str(text(op, arg)?.into()))?;
                 self.push(Node::Persistent(id))
             }

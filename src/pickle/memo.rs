@@ -1,7 +1,9 @@
 //! The memo of the stack machine.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
+use super::budget::{Budget, Full};
 use super::node::NodeId;
 
 /// Values by memo key. Python numbers them from 0 without a gap, other writers may leave some out: keys in order lie in
@@ -12,9 +14,14 @@ pub(super) struct Memo {
     sparse: HashMap<u64, NodeId>,
 }
 
+/// Bytes of memory that a hashed entry takes at most.
+const HASHED: usize = 48;
+
 impl Memo {
-    /// Bytes of memory that an entry takes at most.
-    pub(super) const ENTRY: usize = 48;
+    /// Bytes of memory that were taken for it.
+    pub(super) fn memory(&self) -> usize {
+        size_of::<NodeId>() * self.dense.capacity() + HASHED * self.sparse.len()
+    }
 
     pub(super) fn len(&self) -> usize {
         self.dense.len() + self.sparse.len()
@@ -25,19 +32,27 @@ impl Memo {
         dense.or_else(|| self.sparse.get(&key)).copied()
     }
 
-    /// Stores a value; returns whether it is hashed.
-    pub(super) fn put(&mut self, key: u64, value: NodeId) -> bool {
+    /// Stores a value.
+    ///
+    /// # Errors
+    /// [`Full`] if there is no memory for it.
+    pub(super) fn put(&mut self, key: u64, value: NodeId, budget: &mut Budget) -> Result<(), Full> {
         match usize::try_from(key) {
             Ok(place) if place < self.dense.len() => self.dense[place] = value,
             Ok(place) if place == self.dense.len() => {
                 self.sparse.remove(&key);
-                self.dense.push(value);
+                budget.push(&mut self.dense, value)?;
             }
-            _ => {
-                self.sparse.insert(key, value);
-                return true;
-            }
+            _ => match self.sparse.entry(key) {
+                Entry::Occupied(mut known) => {
+                    known.insert(value);
+                }
+                Entry::Vacant(place) => {
+                    budget.take_table(HASHED)?;
+                    place.insert(value);
+                }
+            },
         }
-        false
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@
 //! Every opcode of protocols 0 to 5 is understood. Nothing here knows of PyTorch.
 
 mod argument;
+mod budget;
 mod emit;
 mod error;
 mod machine;
@@ -17,10 +18,11 @@ mod node;
 mod opcode;
 
 pub(crate) use argument::{quoted, raw_unicode};
+pub use budget::MAX_VALUE_BYTES;
+pub(crate) use budget::{Budget, Full, allocated};
 pub use emit::Emitter;
 pub use error::{Error, ErrorKind};
-pub use machine::{
-    MAX_GLOBAL_BYTES, MAX_GLOBALS, MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, MAX_VALUE_BYTES, parse,
-};
+pub(crate) use machine::parse_within;
+pub use machine::{MAX_GLOBAL_BYTES, MAX_GLOBALS, MAX_MEMO, MAX_NODES, MAX_PICKLE_BYTES, MAX_STACK, parse};
 pub use node::{Call, Global, Items, Node, NodeId, Object, Pickle};
 pub(crate) use opcode::{Arg, Op};

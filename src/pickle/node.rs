@@ -3,6 +3,8 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
+use super::budget::{Budget, Full, allocated};
+
 /// The place of a value in a [`Pickle`]'s arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NodeId(pub(super) u32);
@@ -27,25 +29,35 @@ pub struct Items<T>(Option<Box<Vec<T>>>);
 
 impl<T> Items<T> {
     /// Bytes of memory that the first element takes besides itself.
-    pub(super) const FIRST: usize = 64;
+    const FIRST: usize = 64;
 
     pub(super) const fn new() -> Items<T> {
         Items(None)
     }
 
-    /// Appends; returns the bytes of memory that takes.
-    pub(super) fn grow(&mut self, items: &[T]) -> usize
+    /// Bytes of memory that the elements take.
+    pub(super) fn memory(&self) -> usize {
+        self.0.as_ref().map_or(0, |items| Items::<T>::FIRST + items.capacity() * size_of::<T>())
+    }
+
+    /// Appends.
+    ///
+    /// # Errors
+    /// [`Full`] if there is no memory for them.
+    pub(super) fn append(&mut self, items: &[T], budget: &mut Budget) -> Result<(), Full>
     where
         T: Copy,
     {
         if items.is_empty() {
-            return 0;
+            return Ok(());
         }
-        let first = if self.0.is_none() { Items::<T>::FIRST } else { 0 };
+        if self.0.is_none() {
+            budget.take(Items::<T>::FIRST)?;
+        }
         let held = self.0.get_or_insert_default();
-        let before = held.capacity();
+        budget.reserve(held, items.len())?;
         held.extend_from_slice(items);
-        first + (held.capacity() - before) * size_of::<T>()
+        Ok(())
     }
 }
 
@@ -146,6 +158,19 @@ pub enum Node {
 }
 
 impl Node {
+    /// Bytes of memory that the value takes besides its place in the arena.
+    pub(super) fn memory(&self) -> usize {
+        match self {
+            Node::Str(text) => allocated(16 + text.len()),
+            Node::BigInt(bytes) | Node::Bytes(bytes) | Node::ByteArray(bytes) => allocated(bytes.len()),
+            Node::Tuple(items) | Node::FrozenSet(items) => allocated(size_of_val::<[_]>(items)),
+            Node::List(items) | Node::Set(items) => items.memory(),
+            Node::Dict(items) => items.memory(),
+            Node::Object(object) => allocated(size_of_val(&**object)),
+            _ => 0,
+        }
+    }
+
     /// The kind of value, for messages.
     #[must_use]
     pub fn kind(&self) -> &'static str {
@@ -249,11 +274,8 @@ impl Pickle {
         self.end
     }
 
-    /// Bytes of memory that the pickle and its values take: those that count towards [`MAX_VALUE_BYTES`].
-    ///
-    /// [`MAX_VALUE_BYTES`]: super::MAX_VALUE_BYTES
-    #[must_use]
-    pub fn memory(&self) -> usize {
+    /// Bytes of memory that were taken for it.
+    pub(crate) fn memory(&self) -> usize {
         self.memory
     }
 

@@ -122,7 +122,10 @@ pub(super) fn one_after_another(name: &str, bytes: &[u8]) -> Option<Vec<Range<us
             let end = ends.next().filter(|_| tried <= MAX)?;
             let comment = u16::from_le_bytes(*bytes.get(end + 20..)?.first_chunk()?);
             let stop = end + 22 + usize::from(comment);
-            if bytes.get(start..stop).is_some_and(|part| crate::container::zip::read(part).is_ok()) {
+            if bytes
+                .get(start..stop)
+                .is_some_and(|part| crate::container::zip::read(part, &mut crate::pickle::Budget::default()).is_ok())
+            {
                 break stop;
             }
         };

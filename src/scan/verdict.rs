@@ -32,7 +32,7 @@ fn safetensors(name: &str, bytes: &[u8]) -> Judged {
     if !super::formats::is_safetensors(bytes) {
         return Err("its name makes torch.load take it for safetensors, which it is not".to_owned());
     }
-    match crate::container::part(Path::new(name), bytes) {
+    match crate::container::part(Path::new(name), bytes, &mut crate::pickle::Budget::default()) {
         Ok(_) => {
             Ok("it is safetensors: torch.load hands it to the safetensors library, and no pickle is involved"
                 .to_owned())

@@ -1,13 +1,13 @@
 //! The pickle `.metadata`, read as data: what there is, where it is, and how it was nested.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::DcpProblem;
 use super::nest::Key;
 use crate::container::{MAX_DEPTH, MAX_NAME_BYTES};
-use crate::pickle::{self, Node, NodeId, Object, Pickle};
+use crate::pickle::{self, Budget, Full, Node, NodeId, Object, Pickle, allocated};
 use crate::tensor::MAX_DIMENSIONS;
 
 /// What `.metadata` tells.
@@ -61,35 +61,52 @@ const MAX_COPIES: usize = 2 * pickle::MAX_NODES;
 /// What is wrong where they are more.
 const TOO_MUCH: &str = "it refers to more values than it can honestly hold";
 
+/// What is wrong where there is no memory left.
+const FULL: &str = "what it tells takes more memory than the limit of this reader";
+
 /// The value at fault, and what is wrong.
 type Wrong = (NodeId, &'static str);
 
-/// Reads the metadata; an error names the offset of the value at fault.
-pub(super) fn read(pickle: &Pickle) -> Result<Metadata, DcpProblem> {
-    let reader = Reader { pickle, copied: Cell::new(0) };
+/// Reads the metadata within `budget`; an error names the offset of the value at fault.
+pub(super) fn read(pickle: &Pickle, budget: &mut Budget) -> Result<Metadata, DcpProblem> {
+    let reader = Reader { pickle, copied: Cell::new(0), budget: RefCell::new(budget), full: Cell::new(false) };
     reader.metadata().map_err(|(node, what)| {
-        let what = if reader.copied.get() > MAX_COPIES { TOO_MUCH } else { what };
+        let what = match what {
+            _ if reader.copied.get() > MAX_COPIES => TOO_MUCH,
+            _ if reader.full.get() => FULL,
+            what => what,
+        };
         DcpProblem::Metadata { offset: pickle.offset(node), what }
     })
 }
 
 struct Reader<'p> {
     pickle: &'p Pickle,
-    /// Numbers and keys that were copied so far.
+    /// Numbers and keys that were copied, and attributes that were looked through, so far.
     copied: Cell<usize>,
+    budget: RefCell<&'p mut Budget>,
+    /// Whether there was no memory left.
+    full: Cell<bool>,
 }
 
 impl<'p> Reader<'p> {
     fn metadata(&self) -> Result<Metadata, Wrong> {
+        /// Bytes of memory that an item, a place or a path takes: vectors have up to twice, tables a little more than twice as
+        /// many places, and places are ordered once.
+        const ITEM: usize = 2 * size_of::<Item>();
+        const PLACE: usize = 5 * size_of::<(Part, Place)>() / 2 + 48;
+        const PATH: usize = 5 * size_of::<(Arc<str>, Vec<Key>)>() / 2;
         let root = self.pickle.root();
         let metadata = self.object(root, "Metadata").ok_or((root, "it is no torch.distributed.checkpoint Metadata"))?;
         let dictionary = |name, what| self.field(metadata, name).and_then(|id| self.pairs(id)).ok_or((root, what));
         let mut items = Vec::new();
         for &(key, value) in dictionary("state_dict_metadata", "it has no state_dict_metadata")? {
+            self.take(key, ITEM)?;
             items.push(Item { name: self.text(key, "the name of a tensor is no text")?, kind: self.kind(value)? });
         }
         let mut places = HashMap::new();
         for &(key, value) in dictionary("storage_data", "it has no storage_data")? {
+            self.take(key, PLACE)?;
             if places.insert(self.index(key)?, self.place(value)?).is_some() {
                 return Err((key, "the same part is stored twice"));
             }
@@ -100,10 +117,19 @@ impl<'p> Reader<'p> {
         {
             let pairs = self.pairs(planner).ok_or((planner, "planner_data is no dictionary"))?;
             for &(key, value) in pairs {
+                self.take(key, PATH)?;
                 paths.insert(self.text(key, "the name of a tensor is no text")?, self.path(value)?);
             }
         }
         Ok(Metadata { items, places, paths })
+    }
+
+    /// Accounts for memory of what outlives the pickle.
+    fn take(&self, id: NodeId, bytes: usize) -> Result<(), Wrong> {
+        self.budget.borrow_mut().take(bytes).map_err(|Full| {
+            self.full.set(true);
+            (id, FULL)
+        })
     }
 
     fn kind(&self, id: NodeId) -> Result<Kind, Wrong> {
@@ -126,6 +152,7 @@ impl<'p> Reader<'p> {
             }
         };
         self.copies(id, chunks.len())?;
+        self.take(id, chunks.len() * size_of::<Region>() + dtype.len())?;
         let chunks = chunks.iter().map(region).collect::<Result<_, _>>()?;
         Ok(Kind::Tensor { dtype, shape, chunks })
     }
@@ -169,7 +196,11 @@ impl<'p> Reader<'p> {
             Some(list) if !matches!(self.pickle.node(list), Node::None) => {
                 let list = self.pickle.sequence(list).ok_or(malformed)?;
                 // Files with any are refused, so that a few tell enough.
-                let texts = list.iter().take(4).map(|&id| self.text(id, malformed.1).map(|text| text.to_string()));
+                let texts = list.iter().take(4).map(|&id| {
+                    let text = self.text(id, malformed.1)?;
+                    self.take(id, size_of::<String>() + allocated(text.len()))?;
+                    Ok(text.to_string())
+                });
                 texts.collect::<Result<_, _>>()?
             }
             _ => Vec::new(),
@@ -180,10 +211,11 @@ impl<'p> Reader<'p> {
     fn path(&self, id: NodeId) -> Result<Vec<Key>, Wrong> {
         let malformed = (id, "the path of a tensor is no tuple of texts and numbers");
         let keys = self.pickle.sequence(id).ok_or(malformed)?;
-        self.copies(id, keys.len())?;
         if keys.len() > MAX_DEPTH {
             return Err((id, "the path of a tensor is too long"));
         }
+        self.copies(id, keys.len())?;
+        self.take(id, allocated(keys.len() * size_of::<Key>()))?;
         let key = |&id: &NodeId| match self.pickle.node(id) {
             Node::Str(_) => self.text(id, malformed.1).map(Key::Text),
             Node::Int(n) => Ok(Key::Number(*n)),
@@ -201,7 +233,10 @@ impl<'p> Reader<'p> {
 
     /// An attribute of an object.
     fn field(&self, object: &Object, name: &str) -> Option<NodeId> {
-        let pairs = self.pairs(*object.state.last()?)?;
+        let state = *object.state.last()?;
+        let pairs = self.pairs(state)?;
+        // Objects may share their attributes, and each looks at all of them.
+        self.copies(state, pairs.len()).ok()?;
         let is_name = |key: NodeId| matches!(self.pickle.node(key), Node::Str(text) if &**text == name);
         pairs.iter().rev().find(|(key, _)| is_name(*key)).map(|&(_, value)| value)
     }
@@ -216,7 +251,11 @@ impl<'p> Reader<'p> {
     fn text(&self, id: NodeId, what: &'static str) -> Result<Arc<str>, Wrong> {
         match self.pickle.node(id) {
             Node::Str(text) if text.len() > MAX_NAME_BYTES => Err((id, "a name is too long")),
-            Node::Str(text) => Ok(Arc::clone(text)),
+            Node::Str(text) => {
+                // Shared with the pickle, and maybe with others.
+                self.take(id, allocated(16 + text.len()))?;
+                Ok(Arc::clone(text))
+            }
             _ => Err((id, what)),
         }
     }
@@ -229,7 +268,9 @@ impl<'p> Reader<'p> {
             }
             _ => self.pickle.sequence(id)?,
         };
-        self.copies(id, sequence.len().min(MAX_DIMENSIONS)).ok()?;
+        let count = sequence.len().min(MAX_DIMENSIONS + 1);
+        self.copies(id, count).ok()?;
+        self.take(id, allocated(count * size_of::<usize>())).ok()?;
         sequence.iter().take(MAX_DIMENSIONS + 1).map(|&n| self.size(n)).collect()
     }
 

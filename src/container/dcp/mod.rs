@@ -18,9 +18,10 @@ use self::nest::Nest;
 use super::gather::{Gather, MAX_FILES, inside};
 use super::{
     Assembly, Chunk, Container, Contents, Extent, Source, Storage, Stored, StoredTensor, Value, ValueId, part,
+    too_large,
 };
 use crate::error::{Error, Result};
-use crate::pickle;
+use crate::pickle::{self, allocated};
 use crate::tensor::{ByteOrder, contiguous_strides};
 
 /// The name of the file that tells what there is.
@@ -155,28 +156,30 @@ pub enum DcpProblem {
 
 /// Opens the distributed checkpoint in the folder `path`.
 pub(super) fn open(path: &Path) -> Result<Contents> {
-    let source = Source::open(&path.join(METADATA))?;
-    let parsed = pickle::parse(&source.map).map_err(|problem| Error::Pickle {
-        path: source.path.clone(),
+    let mut gather = Gather::new(Container::Dcp, Source::open(&path.join(METADATA))?);
+    let Gather { sources, budget, .. } = &mut gather;
+    let parsed = pickle::parse_within(&sources[0].map, budget).map_err(|problem| Error::Pickle {
+        path: sources[0].path.clone(),
         entry: "its pickle".into(),
         source: problem,
     })?;
     let error = |problem| Error::Dcp { path: path.to_owned(), problem };
-    let Metadata { items, places, mut paths } = metadata::read(&parsed).map_err(error)?;
+    let Metadata { items, places, mut paths } = metadata::read(&parsed, budget).map_err(error)?;
+    budget.give_back(parsed.memory());
     drop(parsed);
-    let gather = Gather { sources: vec![source], ..Gather::default() };
     check_overlaps(&places).map_err(error)?;
-    let mut reader = Reader { folder: path, gather, places, files: HashMap::new() };
+    let mut reader = Reader { folder: path, gather, places, files: HashMap::new(), comparisons: 0 };
     let mut nest = Nest::default();
     for item in items {
         let path = paths.remove(&item.name);
         let value = reader.item(&item)?;
-        if !nest.insert(path.as_deref(), &item.name, value) {
+        let budget = &mut reader.gather.budget;
+        if !nest.insert(path.as_deref(), &item.name, value, budget).map_err(too_large(reader.folder))? {
             return Err(error(DcpProblem::Taken { item: item.name.to_string() }));
         }
     }
     let root = nest.finish(&mut reader.gather);
-    Ok(reader.gather.contents(Container::Dcp, root))
+    Ok(reader.gather.contents(root))
 }
 
 struct Reader<'f> {
@@ -185,6 +188,8 @@ struct Reader<'f> {
     places: HashMap<Part, Place>,
     /// The sources by name.
     files: HashMap<Arc<str>, usize>,
+    /// How often parts of tensors were compared so far.
+    comparisons: usize,
 }
 
 impl Reader<'_> {
@@ -221,13 +226,13 @@ impl Reader<'_> {
         };
         let range = offset as usize..end as usize;
         let path = &self.gather.sources[source].path;
-        let part = part(path, &map[range.clone()]).map_err(|source| Error::DcpItem {
+        let part = part(path, &map[range.clone()], &mut self.gather.budget).map_err(|source| Error::DcpItem {
             path: path.clone(),
             item: name(),
             offset,
             source: Box::new(source),
         })?;
-        self.gather.add(part, source, range.start)
+        self.gather.absorb(part, source, range.start)
     }
 
     /// Maps a file of the folder.
@@ -251,7 +256,7 @@ impl Reader<'_> {
     /// The tensor of which `chunks` are the parts.
     fn tensor(&mut self, name: &Arc<str>, dtype: &str, shape: &[usize], chunks: &[Region]) -> Result<ValueId> {
         let wrong = |what| DcpProblem::Parts { tensor: name.to_string(), shape: shape.to_vec(), what };
-        tiling::check(shape, chunks).map_err(|what| self.error(wrong(what)))?;
+        tiling::check(shape, chunks, &mut self.comparisons).map_err(|what| self.error(wrong(what)))?;
         let mut parts = Vec::with_capacity(chunks.len());
         for chunk in chunks {
             let value = self.stored(name, Some(&chunk.at))?;
@@ -262,10 +267,13 @@ impl Reader<'_> {
         {
             return Ok(*value);
         }
+        let part = size_of::<Chunk>() + allocated(size_of_val(shape));
+        let whole = 2 * size_of::<Stored>() + 2 * size_of::<Value>() + 3 * allocated(size_of_val(shape));
+        self.gather.take(2 * size_of::<Storage>() + whole + chunks.len() * part)?;
         let mut assembly = Assembly { shape: shape.to_vec(), chunks: Vec::with_capacity(parts.len()) };
         let mut element = crate::tensor::DType::ALL.iter().copied().find(|known| known.name() == dtype);
         for ((_, tensor), chunk) in parts.into_iter().zip(chunks) {
-            let Stored::Dense(dense) = &self.gather.tensors[tensor] else {
+            let Stored::Dense(dense) = &self.gather.all.tensors[tensor] else {
                 return Err(self.error(DcpProblem::NotDense { tensor: name.to_string(), at: chunk.at.clone() }));
             };
             element = Some(dense.dtype);
@@ -274,9 +282,9 @@ impl Reader<'_> {
         let Some(dtype) = element else { return Err(self.error(wrong("it has no parts"))) };
         // The parts were checked to fill it, so that the product is that of their own sizes.
         let bytes = shape.iter().fold(dtype.size() as u64, |n, &d| n.saturating_mul(d as u64));
-        let storage = self.gather.storages.len();
-        self.gather.storages.push(Storage {
-            label: name.to_string(),
+        let storage = self.gather.all.storages.len();
+        self.gather.all.storages.push(Storage {
+            label: Arc::clone(name),
             source: 0,
             declared: bytes,
             size: bytes,
@@ -284,9 +292,9 @@ impl Reader<'_> {
             order: ByteOrder::Little,
         });
         let (shape, strides) = (shape.to_vec(), contiguous_strides(shape));
-        self.gather.tensors.push(Stored::Dense(StoredTensor { dtype, shape, strides, offset: 0, storage }));
-        let tensor = self.gather.tensors.len() - 1;
-        Ok(self.gather.value(Value::Tensor(tensor)))
+        self.gather.all.tensors.push(Stored::Dense(StoredTensor { dtype, shape, strides, offset: 0, storage }));
+        let tensor = self.gather.all.tensors.len() - 1;
+        Ok(self.gather.add(Value::Tensor(tensor)))
     }
 
     /// The number of the tensor that `value` is, if it is what the metadata says.
@@ -294,10 +302,10 @@ impl Reader<'_> {
         let mismatch = |expected: String, found: String| {
             Err(self.error(DcpProblem::Mismatch { tensor: name.to_owned(), expected, found }))
         };
-        let Value::Tensor(tensor) = self.gather.values[value as usize] else {
+        let Value::Tensor(tensor) = *self.gather.value(value) else {
             return mismatch("a tensor".into(), "another object".into());
         };
-        let (found_dtype, found_shape) = match &self.gather.tensors[tensor] {
+        let (found_dtype, found_shape) = match &self.gather.all.tensors[tensor] {
             Stored::Dense(dense) => (dense.dtype.name(), &dense.shape),
             Stored::Other(other) => (other.dtype.as_str(), &other.shape),
         };
@@ -305,9 +313,9 @@ impl Reader<'_> {
         if (found_dtype, found_shape) != (dtype, &chunk.sizes) {
             return mismatch(format!("{dtype} of shape {:?}", chunk.sizes), found);
         }
-        if let Stored::Dense(dense) = &self.gather.tensors[tensor] {
+        if let Stored::Dense(dense) = &self.gather.all.tensors[tensor] {
             let bytes = dense.shape.iter().fold(dense.dtype.size() as u64, |n, &d| n.saturating_mul(d as u64));
-            if self.gather.storages[dense.storage].declared < bytes {
+            if self.gather.all.storages[dense.storage].declared < bytes {
                 return mismatch("all of its elements".into(), "a view that repeats some".into());
             }
         }

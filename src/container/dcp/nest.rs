@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::super::gather::Gather;
 use super::super::{Value, ValueId};
+use crate::pickle::{Budget, Full};
 
 /// A step on the way to a value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,15 +39,31 @@ impl Default for Nest {
 
 impl Nest {
     /// Puts `value` to its place; without a path, under its name at the top. Whether the place was free.
-    pub(super) fn insert(&mut self, path: Option<&[Key]>, name: &Arc<str>, value: ValueId) -> bool {
+    ///
+    /// # Errors
+    /// [`Full`] if there is no memory for it.
+    pub(super) fn insert(
+        &mut self,
+        path: Option<&[Key]>,
+        name: &Arc<str>,
+        value: ValueId,
+        budget: &mut Budget,
+    ) -> Result<bool, Full> {
+        /// Bytes of memory that a level takes: its place, its first entries, and what becomes of it.
+        const LEVEL: usize = 2 * size_of::<Vec<(Key, Slot)>>() + 4 * size_of::<(Key, Slot)>() + size_of::<Value>();
+        /// Those of an entry: its place in the level, in the table, and what becomes of it.
+        const ENTRY: usize =
+            2 * size_of::<(Key, Slot)>() + 5 * size_of::<((usize, Key), Slot)>() / 2 + size_of::<Value>();
         let own = [Key::Text(Arc::clone(name))];
-        let Some((last, way)) = path.unwrap_or(&own).split_last() else { return false };
+        let Some((last, way)) = path.unwrap_or(&own).split_last() else { return Ok(false) };
+        budget.take(ENTRY)?;
         let mut level = 0;
         for key in way {
             level = match self.slots.get(&(level, key.clone())) {
                 Some(Slot::Level(below)) => *below,
-                Some(Slot::Value(_)) => return false,
+                Some(Slot::Value(_)) => return Ok(false),
                 None => {
+                    budget.take(LEVEL + ENTRY)?;
                     self.levels.push(Vec::new());
                     let below = self.levels.len() - 1;
                     self.put(level, key, Slot::Level(below));
@@ -55,10 +72,10 @@ impl Nest {
             };
         }
         if self.slots.contains_key(&(level, last.clone())) {
-            return false;
+            return Ok(false);
         }
         self.put(level, last, Slot::Value(value));
-        true
+        Ok(true)
     }
 
     fn put(&mut self, level: usize, key: &Key, slot: Slot) {
@@ -90,14 +107,14 @@ impl Nest {
                 let mut pairs = Vec::with_capacity(entries.len());
                 for (key, slot) in entries {
                     let key = match key {
-                        Key::Text(text) => gather.value(Value::Str(text)),
-                        Key::Number(n) => gather.value(Value::Int(n)),
+                        Key::Text(text) => gather.add(Value::Str(text)),
+                        Key::Number(n) => gather.add(Value::Int(n)),
                     };
                     pairs.push((key, value_of(slot)));
                 }
                 Value::Map(pairs)
             };
-            made[number] = gather.value(value);
+            made[number] = gather.add(value);
         }
         made[0]
     }
@@ -105,6 +122,7 @@ impl Nest {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::{Container, Contents, Map, Source};
     use super::*;
 
     fn path(keys: &[&str]) -> Vec<Key> {
@@ -113,15 +131,21 @@ mod tests {
 
     /// The paths of leaves after putting them together, in order.
     fn nested(paths: &[&[&str]]) -> Vec<String> {
-        let mut gather = Gather::default();
+        let source = Source { path: "".into(), map: Map::Memory(Vec::new()) };
+        let mut gather = Gather::new(Container::Dcp, source);
         let mut nest = Nest::default();
         for (number, keys) in paths.iter().enumerate() {
-            let leaf = gather.value(Value::Tensor(number));
-            assert!(nest.insert(Some(&path(keys)), &"".into(), leaf), "{keys:?}");
+            let leaf = gather.add(Value::Tensor(number));
+            let free = nest.insert(Some(&path(keys)), &"".into(), leaf, &mut gather.budget);
+            assert_eq!(free, Ok(true), "{keys:?}");
         }
         let root = nest.finish(&mut gather);
-        let tree = super::super::super::Tree { values: gather.values, root, loose: Vec::new() };
-        tree.tensors().unwrap().into_iter().map(|found| format!("{}={}", found.path, found.tensor)).collect()
+        let Contents { tree, mut budget, .. } = gather.contents(root);
+        tree.tensors(&[], &mut budget)
+            .unwrap()
+            .into_iter()
+            .map(|found| format!("{}={}", found.path, found.tensor))
+            .collect()
     }
 
     #[test]
@@ -133,13 +157,14 @@ mod tests {
     #[test]
     fn places_that_are_taken_are_refused() {
         let mut nest = Nest::default();
-        let mut insert = |keys: &[&str]| nest.insert(Some(&path(keys)), &"".into(), 0);
+        let mut budget = Budget::default();
+        let mut insert = |keys: &[&str]| nest.insert(Some(&path(keys)), &"".into(), 0, &mut budget).unwrap();
         assert!(insert(&["a", "b"]));
         assert!(!insert(&["a", "b"]));
         assert!(!insert(&["a"]));
         assert!(!insert(&["a", "b", "c"]));
         assert!(!insert(&[]));
-        assert!(!nest.insert(None, &"a".into(), 0));
-        assert!(nest.insert(None, &"c".into(), 0));
+        assert_eq!(nest.insert(None, &"a".into(), 0, &mut budget), Ok(false));
+        assert_eq!(nest.insert(None, &"c".into(), 0, &mut budget), Ok(true));
     }
 }

@@ -3,14 +3,16 @@
 use super::metadata::Region;
 use crate::tensor::MAX_DIMENSIONS;
 
-/// The largest number of pairs of parts compared for one tensor. A grid of sixteen thousand parts needs two million.
-const MAX_PAIRS: usize = 1 << 26;
+/// The largest number of comparisons of two parts along one dimension, for all tensors together. A grid of sixteen thousand
+/// parts needs four million.
+const MAX_COMPARISONS: usize = 1 << 26;
 
-/// Checks that `parts` lie inside of `shape`, do not overlap, and leave no gap.
+/// Checks that `parts` lie inside of `shape`, do not overlap, and leave no gap; adds to `comparisons` how often it compared
+/// two of them.
 ///
 /// # Errors
 /// What is wrong.
-pub(super) fn check(shape: &[usize], parts: &[Region]) -> Result<(), &'static str> {
+pub(super) fn check(shape: &[usize], parts: &[Region], comparisons: &mut usize) -> Result<(), &'static str> {
     const TOO_LARGE: &str = "it is larger than any memory";
     if shape.len() > MAX_DIMENSIONS {
         return Err("it has more dimensions than any tensor");
@@ -42,12 +44,11 @@ pub(super) fn check(shape: &[usize], parts: &[Region]) -> Result<(), &'static st
         return if parts.len() > 1 { Err("parts of it overlap") } else { Ok(()) };
     };
     parts.sort_by_key(|part| part.at[along]);
-    let mut pairs = 0;
     for (index, first) in parts.iter().enumerate() {
         let end = first.at[along] + first.sizes[along];
         for second in parts[index + 1..].iter().take_while(|second| second.at[along] < end) {
-            pairs += 1;
-            if pairs > MAX_PAIRS {
+            *comparisons += shape.len();
+            if *comparisons > MAX_COMPARISONS {
                 return Err("it is in more parts than can be checked");
             }
             let meet =
@@ -67,7 +68,7 @@ mod tests {
     /// Parts as (at, sizes).
     fn checked<const N: usize>(shape: [usize; N], parts: &[([usize; N], [usize; N])]) -> Result<(), &'static str> {
         let parts: Vec<_> = parts.iter().map(|(at, sizes)| Region { at: at.to_vec(), sizes: sizes.to_vec() }).collect();
-        check(&shape, &parts)
+        check(&shape, &parts, &mut 0)
     }
 
     #[test]
@@ -103,12 +104,12 @@ mod tests {
         assert_eq!(checked([4], &[([3], [2])]), Err("a part of it lies outside of it"));
         assert_eq!(checked([4], &[([usize::MAX], [2])]), Err("a part of it lies outside of it"));
         let part = Region { at: vec![0, 0], sizes: vec![4, 1] };
-        assert_eq!(check(&[4], &[part]), Err("a part of it has another number of dimensions"));
+        assert_eq!(check(&[4], &[part], &mut 0), Err("a part of it has another number of dimensions"));
     }
 
     #[test]
     fn rejects_what_is_larger_than_memory() {
         assert_eq!(checked([usize::MAX, 2], &[]), Err("it is larger than any memory"));
-        assert_eq!(check(&[1; 65], &[]), Err("it has more dimensions than any tensor"));
+        assert_eq!(check(&[1; 65], &[], &mut 0), Err("it has more dimensions than any tensor"));
     }
 }

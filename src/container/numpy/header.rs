@@ -11,6 +11,9 @@ pub(in crate::container) const MAGIC: &[u8; 6] = b"\x93NUMPY";
 /// The largest header read, in bytes; NumPy itself takes 10,000 unless it is told to trust the file.
 pub const MAX_NUMPY_HEADER_BYTES: usize = 1 << 20;
 
+/// The largest number of bytes of all headers of an archive together.
+pub const MAX_NPZ_HEADERS_BYTES: usize = 64 << 20;
+
 /// The deepest nesting of a header's values; structured types of structured types are the only honest need.
 const MAX_NESTING: usize = 32;
 
@@ -43,6 +46,9 @@ pub enum NumpyProblem {
         /// Bytes that the header is said to have.
         declared: u64,
     },
+    /// The headers of an archive together are larger than this reader takes.
+    #[error("the archive has more than {MAX_NPZ_HEADERS_BYTES} bytes of headers, the limit of this reader")]
+    HeadersTooLarge,
     /// The header is not the dictionary that NumPy writes.
     #[error("its header is malformed at byte {offset}: {what}; save it again with numpy.save")]
     Header {

@@ -11,13 +11,18 @@ use std::path::Path;
 
 pub(super) use header::MAGIC;
 use header::{Element, Header};
-pub use header::{MAX_NUMPY_HEADER_BYTES, NumpyProblem};
+pub use header::{MAX_NPZ_HEADERS_BYTES, MAX_NUMPY_HEADER_BYTES, NumpyProblem};
 
-use super::{Container, Extent, OtherKind, OtherTensor, Part, Storage, Stored, StoredTensor, Tree, Value, zip};
+use super::zip::{self, Inflate};
+use super::{Container, Extent, OtherKind, OtherTensor, Part, Storage, Stored, StoredTensor, Tree, Value, too_large};
 use crate::error::{Error, Result};
+use crate::pickle::{Budget, Full, allocated};
 
 /// The name of the one array in a `.npy` file.
 const ARRAY: &str = "array";
+
+/// Bytes that NumPy pads the header of an ordinary array to.
+const USUAL_HEADER_BYTES: usize = 128;
 
 /// What the members of an `.npz` archive end in.
 const SUFFIX: &str = ".npy";
@@ -28,23 +33,32 @@ pub(super) fn is_npz(entries: &[zip::Entry]) -> bool {
 }
 
 /// Reads the header of the `.npy` file `file`, mapped from `path`.
-pub(super) fn open(path: &Path, file: &[u8]) -> Result<Part> {
+pub(super) fn open(path: &Path, file: &[u8], budget: &mut Budget) -> Result<Part> {
     let array = array(file, file.len() as u64).map_err(|problem| error(path, "", problem))?;
     let mut arrays = Arrays::default();
-    arrays.add(ARRAY, array, |skip| Extent::Mapped(skip..file.len()));
+    arrays.add(ARRAY, array, |skip| Extent::Mapped(skip..file.len()), budget).map_err(too_large(path))?;
     Ok(arrays.part(Container::Npy))
 }
 
 /// Reads the headers of all members of an `.npz` archive.
-pub(super) fn open_npz(path: &Path, file: &[u8], entries: &[zip::Entry]) -> Result<Part> {
+pub(super) fn open_npz(path: &Path, file: &[u8], entries: &[zip::Entry], budget: &mut Budget) -> Result<Part> {
     let mut arrays = Arrays::default();
+    let mut inflate = Inflate::default();
+    let mut left = MAX_NPZ_HEADERS_BYTES;
     for entry in entries {
         let wrong = |problem| error(path, &entry.name, problem);
-        let head = |bytes| entry.head(file, bytes).map_err(|problem| Error::Zip { path: path.to_owned(), problem });
-        let length = header::length(&head(12)?).map_err(wrong)?;
-        let array = array(&head(length)?, entry.size).map_err(wrong)?;
+        let zip = |problem| Error::Zip { path: path.to_owned(), problem };
+        // Nearly all headers are this short, and read at once.
+        let mut head = entry.head(file, USUAL_HEADER_BYTES, &mut inflate).map_err(zip)?;
+        let length = header::length(&head).map_err(wrong)?;
+        left = left.checked_sub(length).ok_or(NumpyProblem::HeadersTooLarge).map_err(wrong)?;
+        if length > head.len() {
+            head = entry.head(file, length, &mut inflate).map_err(zip)?;
+        }
+        let array = array(&head, entry.size).map_err(wrong)?;
         let name = entry.name.strip_suffix(SUFFIX).unwrap_or(&entry.name);
-        arrays.add(name, array, |skip| Extent::Member { entry: entry.clone(), skip });
+        let extent = |skip| Extent::Member { entry: entry.clone(), skip };
+        arrays.add(name, array, extent, budget).map_err(too_large(path))?;
     }
     Ok(arrays.part(Container::Npz))
 }
@@ -90,23 +104,37 @@ impl Arrays {
         (self.values.len() - 1) as u32
     }
 
-    fn add(&mut self, name: &str, array: Array, extent: impl FnOnce(usize) -> Extent) {
+    fn add(
+        &mut self,
+        name: &str,
+        array: Array,
+        extent: impl FnOnce(usize) -> Extent,
+        budget: &mut Budget,
+    ) -> std::result::Result<(), Full> {
         let Array { header: Header { shape, strides, element }, skip, data } = array;
+        let texts = match &element {
+            Element::Number(..) => allocated(16 + name.len()),
+            Element::Other(descr) => allocated(descr.len()),
+        };
+        let sizes = 2 * allocated(size_of::<usize>() * shape.len());
+        budget.take(texts + sizes + allocated(16 + name.len()))?;
         let tensor = match element {
             Element::Number(dtype, order) => {
                 let storage = self.storages.len();
-                let (label, extent) = (name.to_owned(), extent(skip));
-                self.storages.push(Storage { label, source: 0, declared: data, size: data, extent, order });
+                let (label, extent) = (name.into(), extent(skip));
+                let storage_of = Storage { label, source: 0, declared: data, size: data, extent, order };
+                budget.push(&mut self.storages, storage_of)?;
                 Stored::Dense(StoredTensor { dtype, shape, strides, offset: 0, storage })
             }
             Element::Other(descr) => {
                 Stored::Other(OtherTensor { kind: OtherKind::Array(descr), dtype: String::new(), shape })
             }
         };
-        let tensor_value = Value::Tensor(self.tensors.len());
-        self.tensors.push(tensor);
-        let pair = (self.value(Value::Str(name.into())), self.value(tensor_value));
-        self.entries.push(pair);
+        budget.push(&mut self.values, Value::Str(name.into()))?;
+        budget.push(&mut self.values, Value::Tensor(self.tensors.len()))?;
+        budget.push(&mut self.tensors, tensor)?;
+        let last = self.values.len() as u32 - 1;
+        budget.push(&mut self.entries, (last - 1, last))
     }
 
     fn part(mut self, container: Container) -> Part {

@@ -15,7 +15,7 @@ pub use problem::RebuildProblem;
 pub(super) use storage::{DeclaredStorage, Persistent};
 
 use super::{Object, OtherKind, Stored, Tree, Value};
-use crate::pickle::{self, Node, NodeId, Pickle};
+use crate::pickle::{self, Budget, Full, Node, NodeId, Pickle, allocated};
 
 /// The object tree of a pickle, its tensors, and the storages they need.
 pub(super) struct Rebuilt {
@@ -26,33 +26,39 @@ pub(super) struct Rebuilt {
 
 type Fallible<T> = Result<T, (NodeId, RebuildProblem)>;
 
-/// Reads the objects of `pickle`; an error comes with the offset of the value at fault.
+/// Reads the objects of `pickle`, which was parsed within `budget`; what of it is not kept is given back. An error comes with
+/// the offset of the value at fault.
 pub(super) fn rebuild(
-    pickle: &Pickle,
-    persistent: Persistent<'_>,
+    pickle: Pickle,
+    mut persistent: Persistent<'_>,
     scripts: &ScriptClasses,
+    budget: &mut Budget,
 ) -> Result<Rebuilt, (u64, RebuildProblem)> {
+    let tensors = match &mut persistent {
+        Persistent::Storages => Vec::new(),
+        Persistent::Tensors { tensors, .. } => std::mem::take(tensors),
+    };
     let mut builder = Builder {
-        pickle,
+        pickle: &pickle,
         persistent,
         scripts,
         values: Vec::new(),
         loose: Vec::new(),
-        tensors: match persistent {
-            Persistent::Storages => Vec::new(),
-            Persistent::Tensors { tensors, .. } => tensors.to_vec(),
-        },
+        tensors,
         by_node: HashMap::new(),
         names: HashMap::new(),
         searched: Cell::new(0),
         copied: Cell::new(0),
-        memory: pickle.memory(),
+        budget,
+        spent: pickle.memory(),
         storages: Vec::new(),
         by_key: HashMap::new(),
     };
     builder.build().map_err(|(node, problem)| (pickle.offset(node), problem))?;
-    let tree = Tree { values: builder.values, root: 0, loose: builder.loose };
-    Ok(Rebuilt { tree, tensors: builder.tensors, storages: builder.storages })
+    let Builder { values, loose, tensors, storages, spent, .. } = builder;
+    drop(pickle);
+    budget.give_back(spent);
+    Ok(Rebuilt { tree: Tree { values, root: 0, loose }, tensors, storages })
 }
 
 fn index(id: NodeId) -> u32 {
@@ -77,8 +83,9 @@ struct Builder<'p> {
     searched: Cell<usize>,
     /// Values of shared sequences that were copied.
     copied: Cell<usize>,
-    /// Bytes of memory that the pickle and what was made of it take.
-    memory: usize,
+    budget: &'p mut Budget,
+    /// Bytes of memory that are used for the pickle, and for nothing that outlives it.
+    spent: usize,
     storages: Vec<DeclaredStorage>,
     by_key: HashMap<Arc<str>, usize>,
 }
@@ -89,7 +96,7 @@ impl<'p> Builder<'p> {
     fn build(&mut self) -> Fallible<()> {
         const UNSEEN: u32 = u32::MAX;
         let root = self.pickle.root();
-        self.charge(root, self.pickle.len() * size_of::<u32>())?;
+        self.spend(root, self.pickle.len() * size_of::<u32>())?;
         let mut places = vec![UNSEEN; self.pickle.len()];
         let mut todo = vec![root];
         // Objects may be changed by calls whose results are dropped, and be made by objects that are called: the tensors in
@@ -99,6 +106,7 @@ impl<'p> Builder<'p> {
             let Some(id) = todo.pop() else {
                 let unseen = |id: &NodeId| places[id.index()] == UNSEEN && self.makes_tensor(*id);
                 let Some(id) = others.find(unseen) else { break };
+                self.keep(id, size_of::<u32>())?;
                 self.loose.push(index(id));
                 todo.push(id);
                 continue;
@@ -106,24 +114,28 @@ impl<'p> Builder<'p> {
             if places[id.index()] != UNSEEN {
                 continue;
             }
-            self.room_for(id)?;
+            // Before it is copied into the value: what is below, and will be among those that are still to be read, or bytes.
+            let node = self.pickle.node(id);
+            let count = count_below(node);
+            self.budget.room_for(count * size_of::<u32>() + bytes_of(node)).map_err(|full| too_large(id, full))?;
+            self.budget.reserve(&mut todo, count).map_err(|full| too_large(id, full))?;
             let value = self.value(id)?;
-            self.charge(id, size_of::<Value>() + value.memory())?;
+            self.keep(id, value.memory())?;
+            if let Value::Str(text) = &value {
+                self.outlives(text);
+            }
             // What a plain tensor was made from is no part of the tree. Others may have tensors as parts, whose storages have
             // to be known.
             if !(matches!(value, Value::Tensor(_)) && self.is_plain(id)) {
                 below(self.pickle.node(id), &mut todo);
             }
-            if self.values.len() == self.values.capacity() {
-                // By a quarter, not to twice the size: what is reserved is memory too.
-                self.values.reserve_exact((self.values.len() / 4).max(64));
-            }
             places[id.index()] = self.values.len() as u32;
-            self.values.push(value);
+            self.add_value(id, value)?;
         }
+        self.spent += todo.capacity() * size_of::<u32>();
         // All that a value refers to was read, but for nothing at all.
         let nothing = self.values.len() as u32;
-        self.values.push(Value::None);
+        self.add_value(root, Value::None)?;
         for value in &mut self.values {
             value.renumber(|id| places[id as usize].min(nothing));
         }
@@ -136,10 +148,17 @@ impl<'p> Builder<'p> {
     /// Whether PyTorch would make a tensor by that very call.
     fn makes_tensor(&self, id: NodeId) -> bool {
         let Node::Object(object) = self.pickle.node(id) else { return false };
-        match self.pickle.global(object.callable) {
-            Some((module, name)) if module.starts_with("torch") => is_rebuild(&format!("{module}.{name}")),
-            _ => false,
-        }
+        self.torch_name(object.callable).is_some_and(|name| is_rebuild(&name))
+    }
+
+    /// The full name of a global that may be of PyTorch.
+    fn torch_name(&self, id: NodeId) -> Option<String> {
+        /// Bytes of a module and a name that are looked at. Those of PyTorch are shorter, and the longest that a file may
+        /// have would take their time.
+        const LONGEST: usize = 200;
+        let (module, name) = self.pickle.global(id).filter(|(module, _)| module.starts_with("torch"))?;
+        let cut = |text: &str| text[..text.floor_char_boundary(LONGEST)].to_owned();
+        Some(format!("{}.{}", cut(module), cut(name)))
     }
 
     /// Whether a call makes a tensor from a storage and nothing else.
@@ -149,27 +168,24 @@ impl<'p> Builder<'p> {
         matches!(callable, Some(("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3")))
     }
 
-    /// Checks, before they are copied, that there is memory for the values directly below a value.
-    fn room_for(&self, id: NodeId) -> Fallible<()> {
-        let bytes = match self.pickle.node(id) {
-            Node::Tuple(items) | Node::FrozenSet(items) => size_of_val::<[_]>(items),
-            Node::List(items) | Node::Set(items) => size_of_val::<[_]>(items),
-            Node::Dict(entries) => size_of_val::<[_]>(entries),
-            Node::Object(object) => {
-                let (state, items, entries) = (&*object.state, &*object.items, &*object.entries);
-                size_of_val(state) + size_of_val(items) + size_of_val(entries)
-            }
-            _ => return Ok(()),
-        };
-        // Once in the object and once among those that are still to be read.
-        let room = self.memory.saturating_add(bytes.saturating_mul(2)) <= pickle::MAX_VALUE_BYTES;
-        if room { Ok(()) } else { Err((id, RebuildProblem::Memory)) }
+    fn add_value(&mut self, id: NodeId, value: Value) -> Fallible<()> {
+        self.budget.push(&mut self.values, value).map_err(|full| too_large(id, full))
     }
 
-    /// Accounts for memory.
-    fn charge(&mut self, id: NodeId, bytes: usize) -> Fallible<()> {
-        self.memory = self.memory.saturating_add(bytes);
-        if self.memory > pickle::MAX_VALUE_BYTES { Err((id, RebuildProblem::Memory)) } else { Ok(()) }
+    /// Accounts for memory of what outlives the pickle.
+    fn keep(&mut self, id: NodeId, bytes: usize) -> Fallible<()> {
+        self.budget.take(bytes).map_err(|full| too_large(id, full))
+    }
+
+    /// Accounts for memory of a table that is used here alone.
+    fn spend(&mut self, id: NodeId, bytes: usize) -> Fallible<()> {
+        self.spent += bytes;
+        self.budget.take_table(bytes).map_err(|full| too_large(id, full))
+    }
+
+    /// Accounts for a text of the pickle that outlives it.
+    fn outlives(&mut self, text: &str) {
+        self.spent = self.spent.saturating_sub(allocated(16 + text.len()));
     }
 
     fn value(&mut self, id: NodeId) -> Fallible<Value> {
@@ -237,20 +253,24 @@ impl<'p> Builder<'p> {
                     matches!(pickle.node(arg), Node::Dict(_) | Node::None) || pickle.sequence(arg).is_some()
                 };
                 if initial.iter().all(plain) {
-                    let wrong = || {
+                    let pairs = self.initial_pairs(id, initial)?.ok_or_else(|| {
                         let (function, what) = (name.to_string(), "they are no pairs");
                         (id, RebuildProblem::Arguments { function, what })
-                    };
-                    let pairs = self.initial_pairs(initial).ok_or_else(wrong)?;
-                    self.copies(id, pairs.len())?;
+                    })?;
                     let mut pairs: Vec<_> = pairs.into_iter().map(|(k, v)| (index(k), index(v))).collect();
                     pairs.extend(entries());
                     return Ok(Value::Map(pairs));
                 }
             }
             "_codecs.encode" => {
+                let texts = args.iter().take(2).map(|&arg| match pickle.node(arg) {
+                    Node::Str(text) => text.len(),
+                    _ => 0,
+                });
+                let bytes = texts.sum::<usize>();
+                self.copies(id, bytes / 16)?;
+                self.budget.room_for(2 * bytes).map_err(|full| too_large(id, full))?;
                 if let Some(bytes) = numpy::latin1(pickle, args) {
-                    self.copies(id, bytes.len() / 16)?;
                     return Ok(Value::Bytes(bytes));
                 }
             }
@@ -284,12 +304,12 @@ impl<'p> Builder<'p> {
         }
         if matches!(&*name, "torch.nn.parameter.UninitializedParameter" | "torch.nn.parameter.UninitializedBuffer") {
             let kind = OtherKind::Subclass(name.to_string());
-            return Ok(Value::Tensor(self.other(kind, String::new(), Vec::new())));
+            return self.other(id, kind, String::new(), Vec::new()).map(Value::Tensor);
         }
         if is_tensor_class(&name) {
             return Err((id, RebuildProblem::Unsupported { function: name.to_string() }));
         }
-        if let Some(module) = self.module(&name, object) {
+        if let Some(module) = self.module(id, &name, object)? {
             return Ok(module);
         }
         let mut args = indices(args);
@@ -322,22 +342,27 @@ impl<'p> Builder<'p> {
     }
 
     /// What a dictionary is made with: nothing, another dictionary, or a list of pairs (as Python 2 pickled an
-    /// OrderedDict).
-    fn initial_pairs(&self, args: &[NodeId]) -> Option<Vec<(NodeId, NodeId)>> {
+    /// OrderedDict). `None` if it is anything else.
+    fn initial_pairs(&self, id: NodeId, args: &[NodeId]) -> Fallible<Option<Vec<(NodeId, NodeId)>>> {
         let mut pairs = Vec::new();
         for &arg in args {
             match self.pickle.node(arg) {
                 Node::None => {}
-                Node::Dict(entries) => pairs.extend_from_slice(entries),
+                Node::Dict(entries) => {
+                    self.copies(id, entries.len())?;
+                    pairs.extend_from_slice(entries);
+                }
                 _ => {
-                    for &pair in self.pickle.sequence(arg)? {
-                        let &[key, value] = self.pickle.sequence(pair)? else { return None };
+                    let Some(items) = self.pickle.sequence(arg) else { return Ok(None) };
+                    self.copies(id, items.len())?;
+                    for &pair in items {
+                        let Some(&[key, value]) = self.pickle.sequence(pair) else { return Ok(None) };
                         pairs.push((key, value));
                     }
                 }
             }
         }
-        Some(pairs)
+        Ok(Some(pairs))
     }
 
     /// Whether PyTorch would make a tensor of anything below that value. All searches of a file together look at no more
@@ -354,16 +379,37 @@ impl<'p> Builder<'p> {
                 return true;
             }
             if let Node::Object(object) = self.pickle.node(id)
-                && let Some((module, name)) = self.pickle.global(object.callable)
+                && self.torch_name(object.callable).is_some_and(|name| is_rebuild(&name) || is_tensor_class(&name))
             {
-                let name = format!("{module}.{name}");
-                if is_rebuild(&name) || is_tensor_class(&name) {
-                    return true;
-                }
+                return true;
             }
             below(self.pickle.node(id), &mut todo);
         }
         false
+    }
+}
+
+fn too_large(id: NodeId, Full: Full) -> (NodeId, RebuildProblem) {
+    (id, RebuildProblem::Memory)
+}
+
+/// How many values are directly below a value.
+fn count_below(node: &Node) -> usize {
+    match node {
+        Node::Tuple(items) | Node::FrozenSet(items) => items.len(),
+        Node::List(items) | Node::Set(items) => items.len(),
+        Node::Dict(pairs) => 2 * pairs.len(),
+        Node::Object(object) => 2 * object.entries.len() + object.items.len() + object.state.len() + 2,
+        Node::Persistent(_) => 1,
+        _ => 0,
+    }
+}
+
+/// Bytes that are copied into a value.
+fn bytes_of(node: &Node) -> usize {
+    match node {
+        Node::BigInt(bytes) | Node::Bytes(bytes) | Node::ByteArray(bytes) => bytes.len(),
+        _ => 0,
     }
 }
 

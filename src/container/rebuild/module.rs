@@ -6,7 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::{Builder, index, indices};
+use super::{Builder, Fallible, index, indices};
 use crate::container::{Module, Value, ValueId};
 use crate::pickle::{self, Node, NodeId};
 
@@ -24,13 +24,16 @@ pub(in crate::container) type ScriptClasses = HashMap<String, ScriptClass>;
 
 impl Builder<'_> {
     /// The object as a module, if it is one: of a class that this crate never has to know, told by its attributes.
-    pub(super) fn module(&self, class: &Arc<str>, object: &pickle::Object) -> Option<Value> {
+    pub(super) fn module(&self, id: NodeId, class: &Arc<str>, object: &pickle::Object) -> Fallible<Option<Value>> {
         let attributes = object.state.iter().find_map(|&state| match self.pickle.node(state) {
             Node::Dict(pairs) => Some(&**pairs),
             _ => None,
-        })?;
+        });
+        let Some(attributes) = attributes else { return Ok(None) };
+        // Objects may share their attributes, and each looks at all of them.
+        self.copies(id, attributes.len())?;
         if class.starts_with("__torch__.") {
-            return match self.scripts.get(&**class) {
+            return Ok(match self.scripts.get(&**class) {
                 Some(script) => {
                     let (entries, rest) = self.script_module(attributes, script);
                     Some(self.module_value(class, entries, rest, object))
@@ -41,12 +44,16 @@ impl Builder<'_> {
                     Some(self.module_value(class, entries, Vec::new(), object))
                 }
                 None => None,
-            };
+            });
         }
         let find = |name: &str| attributes.iter().rev().find(|(key, _)| self.is_text(*key, name)).map(|&(_, id)| id);
-        let pairs = |name: &str| find(name).and_then(|id| self.pairs(id));
-        let (parameters, buffers, modules) = (pairs("_parameters")?, pairs("_buffers")?, pairs("_modules")?);
-        let hidden = find("_non_persistent_buffers_set").map(|id| self.texts(id)).unwrap_or_default();
+        let pairs = |name: &str| find(name).map_or(Ok(None), |found| self.pairs(id, found));
+        let (Some(parameters), Some(buffers), Some(modules)) =
+            (pairs("_parameters")?, pairs("_buffers")?, pairs("_modules")?)
+        else {
+            return Ok(None);
+        };
+        let hidden = find("_non_persistent_buffers_set").map_or(Ok(HashSet::new()), |found| self.texts(id, found))?;
         let (mut entries, mut rest) = (Vec::new(), Vec::new());
         let some = |value: NodeId| !matches!(self.pickle.node(value), Node::None);
         for (key, value) in parameters.into_iter().chain(buffers).chain(modules).filter(|(_, value)| some(*value)) {
@@ -57,7 +64,7 @@ impl Builder<'_> {
         let taken = ["_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"];
         let others = attributes.iter().filter(|(key, _)| !taken.iter().any(|name| self.is_text(*key, name)));
         rest.extend(others.map(|&(key, value)| (index(key), index(value))));
-        Some(self.module_value(class, entries, rest, object))
+        Ok(Some(self.module_value(class, entries, rest, object)))
     }
 
     fn module_value(&self, class: &Arc<str>, entries: Pairs, mut rest: Pairs, object: &pickle::Object) -> Value {
@@ -79,54 +86,61 @@ impl Builder<'_> {
             },
             _ => false,
         };
-        // In the order of `state_dict()`.
-        let rank = |&(key, value): &(NodeId, NodeId)| match () {
-            () if named(key, &script.parameters) => 0,
-            () if named(key, &script.buffers) => 1,
-            () if is_module(value) => 2,
-            () => 3,
-        };
-        let (mut entries, mut rest) = (Vec::new(), Vec::new());
-        for wanted in 0..4 {
-            let pairs = attributes.iter().filter(|pair| rank(pair) == wanted);
-            let pairs = pairs.map(|&(key, value)| (index(key), index(value)));
-            if wanted < 3 { entries.extend(pairs) } else { rest.extend(pairs) }
+        let (mut parameters, mut buffers, mut modules, mut rest) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for &(key, value) in attributes {
+            let place = match () {
+                () if named(key, &script.parameters) => &mut parameters,
+                () if named(key, &script.buffers) => &mut buffers,
+                () if is_module(value) => &mut modules,
+                () => &mut rest,
+            };
+            place.push((index(key), index(value)));
         }
-        (entries, rest)
+        // In the order of `state_dict()`.
+        parameters.extend(buffers);
+        parameters.extend(modules);
+        (parameters, rest)
     }
 
-    /// The pairs of a dictionary of whatever kind.
-    fn pairs(&self, id: NodeId) -> Option<Vec<(NodeId, NodeId)>> {
+    /// The pairs of a dictionary of whatever kind; `None` if it is none.
+    fn pairs(&self, object: NodeId, id: NodeId) -> Fallible<Option<Vec<(NodeId, NodeId)>>> {
         match self.pickle.node(id) {
-            Node::Dict(pairs) => Some(pairs.to_vec()),
-            Node::Object(object) => {
-                let (module, name) = self.pickle.global(object.callable)?;
-                if !matches!((module, name), ("collections", "OrderedDict") | ("builtins" | "__builtin__", "dict")) {
-                    return None;
-                }
-                let mut pairs = self.initial_pairs(self.pickle.sequence(object.args)?)?;
-                pairs.extend_from_slice(&object.entries);
-                Some(pairs)
+            Node::Dict(pairs) => {
+                self.copies(object, pairs.len())?;
+                Ok(Some(pairs.to_vec()))
             }
-            _ => None,
+            Node::Object(dictionary) => {
+                let class = self.pickle.global(dictionary.callable);
+                let Some(("collections", "OrderedDict") | ("builtins" | "__builtin__", "dict")) = class else {
+                    return Ok(None);
+                };
+                let Some(args) = self.pickle.sequence(dictionary.args) else { return Ok(None) };
+                let Some(mut pairs) = self.initial_pairs(object, args)? else { return Ok(None) };
+                self.copies(object, dictionary.entries.len())?;
+                pairs.extend_from_slice(&dictionary.entries);
+                Ok(Some(pairs))
+            }
+            _ => Ok(None),
         }
     }
 
     /// The texts of a set, as protocols 0 to 3 (`set([...])`) and 4 write it.
-    fn texts(&self, id: NodeId) -> HashSet<&str> {
+    fn texts(&self, object: NodeId, id: NodeId) -> Fallible<HashSet<&str>> {
         let pickle = self.pickle;
         let items: &[NodeId] = match pickle.node(id) {
             Node::Set(items) => items,
             Node::FrozenSet(items) => items,
-            Node::Object(object) => {
-                pickle.sequence(object.args).and_then(|args| pickle.sequence(*args.first()?)).unwrap_or(&[])
+            Node::Object(set) => {
+                pickle.sequence(set.args).and_then(|args| pickle.sequence(*args.first()?)).unwrap_or(&[])
             }
             _ => &[],
         };
+        // A text takes longer to be found again than to be copied.
+        self.copies(object, 8 * items.len())?;
         let text = |&item: &NodeId| match pickle.node(item) {
             Node::Str(text) => Some(&**text),
             _ => None,
         };
-        items.iter().filter_map(text).collect()
+        Ok(items.iter().filter_map(text).collect())
     }
 }

@@ -28,15 +28,22 @@ fn dtype(pickle: &Pickle, id: NodeId) -> Option<(&str, bool)> {
 
 /// `numpy.core.multiarray.scalar(dtype("f8"), bytes)`: a number.
 pub(super) fn scalar(pickle: &Pickle, args: &[NodeId]) -> Option<Value> {
+    /// Bytes of the longest text that stands for a number; scalars may share a longer one, and each would look at it.
+    const LONGEST: usize = 32;
     let &[kind, data] = args else { return None };
     let (code, big) = dtype(pickle, kind)?;
     let mut bytes = match pickle.node(data) {
-        Node::Bytes(bytes) => bytes.clone(),
+        Node::Bytes(bytes) if bytes.len() <= LONGEST => bytes.clone(),
         Node::Object(call) if pickle.global(call.callable) == Some(("_codecs", "encode")) => {
-            latin1(pickle, pickle.sequence(call.args)?)?
+            let args = pickle.sequence(call.args)?;
+            let is_long = |&arg: &NodeId| matches!(pickle.node(arg), Node::Str(text) if text.len() > LONGEST);
+            if args.iter().take(2).any(is_long) {
+                return None;
+            }
+            latin1(pickle, args)?
         }
         // Python 2 pickled the bytes as text where they happen to be text.
-        Node::Str(text) if text.is_ascii() => text.as_bytes().into(),
+        Node::Str(text) if text.len() <= LONGEST && text.is_ascii() => text.as_bytes().into(),
         _ => return None,
     };
     if big {

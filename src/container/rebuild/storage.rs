@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Builder, Fallible, RebuildProblem};
+use super::{Builder, Fallible, RebuildProblem, too_large};
 use crate::container::{MAX_NAME_BYTES, Stored};
-use crate::pickle::{Node, NodeId};
+use crate::pickle::{Node, NodeId, allocated};
 use crate::tensor::DType;
 
 /// A storage as the pickle declares it.
@@ -19,13 +19,13 @@ pub(in crate::container) struct DeclaredStorage {
 }
 
 /// What the persistent ids of a pickle stand for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(in crate::container) enum Persistent<'a> {
     /// Storages, as `("storage", class, key, location, elements)`, since PyTorch 0.1.10; classes of modules, as
     /// `("module", class, file, source)`, up to 1.5.
     Storages,
     /// Tensors that were read before, by key, and classes of modules as `(class, file, source)`, as in tar archives.
-    Tensors { tensors: &'a [Stored], by_key: &'a HashMap<String, Option<usize>> },
+    Tensors { tensors: Vec<Stored>, by_key: &'a HashMap<String, Option<usize>> },
 }
 
 /// The part of a storage that a tensor's own storage is: elements before it, and its length.
@@ -59,7 +59,7 @@ impl Builder<'_> {
     /// The class or function that a value names: a global, or a module class by persistent id.
     pub(super) fn global(&self, id: NodeId) -> Option<(&str, &str)> {
         match self.pickle.node(id) {
-            Node::Persistent(key) => match (self.persistent, self.pickle.sequence(*key)) {
+            Node::Persistent(key) => match (&self.persistent, self.pickle.sequence(*key)) {
                 (Persistent::Storages, Some(&[tag, class, ..])) if self.is_text(tag, "module") => {
                     self.pickle.global(class)
                 }
@@ -76,7 +76,7 @@ impl Builder<'_> {
 
     /// The tensor that a persistent id stands for, in files where such ids stand for tensors.
     pub(super) fn tensor_by_key(&self, id: NodeId, key: NodeId) -> Fallible<Option<usize>> {
-        let Persistent::Tensors { by_key, .. } = self.persistent else { return Ok(None) };
+        let Persistent::Tensors { by_key, .. } = &self.persistent else { return Ok(None) };
         let key = match self.pickle.node(key) {
             Node::Str(key) => key.to_string(),
             Node::Int(key) => key.to_string(),
@@ -155,8 +155,15 @@ impl Builder<'_> {
             Some(&known) if self.storages[known].bytes == declared.bytes => known,
             Some(_) => return Err((id, RebuildProblem::StorageSize(declared.key.to_string()))),
             None => {
+                /// Bytes of memory that a storage takes at most among those that are found by their keys.
+                const FOUND: usize = 5 * size_of::<(Arc<str>, usize)>() / 2;
+                self.spend(id, FOUND)?;
+                match pickle.node(name) {
+                    Node::Str(key) => self.outlives(key),
+                    _ => self.keep(id, allocated(16 + declared.key.len()))?,
+                }
                 self.by_key.insert(declared.key.clone(), self.storages.len());
-                self.storages.push(declared);
+                self.budget.push(&mut self.storages, declared).map_err(|full| too_large(id, full))?;
                 self.storages.len() - 1
             }
         };

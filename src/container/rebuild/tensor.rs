@@ -6,9 +6,9 @@
 //! `torch/_tensor.py` (`_rebuild_from_type`, `_rebuild_from_type_v2`).
 
 use super::storage::StorageRef;
-use super::{Builder, Fallible, RebuildProblem, is_rebuild};
+use super::{Builder, Fallible, RebuildProblem, is_rebuild, too_large};
 use crate::container::{MAX_TENSORS, OtherKind, OtherTensor, Stored, StoredTensor};
-use crate::pickle::{Node, NodeId};
+use crate::pickle::{Node, NodeId, allocated};
 use crate::tensor::{DType, MAX_DIMENSIONS, check_view};
 
 impl Builder<'_> {
@@ -42,13 +42,13 @@ impl Builder<'_> {
         Ok(tensor)
     }
 
-    fn add(&mut self, tensor: Stored) -> usize {
-        self.tensors.push(tensor);
-        self.tensors.len() - 1
+    fn add(&mut self, id: NodeId, tensor: Stored) -> Fallible<usize> {
+        self.budget.push(&mut self.tensors, tensor).map_err(|full| too_large(id, full))?;
+        Ok(self.tensors.len() - 1)
     }
 
-    pub(super) fn other(&mut self, kind: OtherKind, dtype: String, shape: Vec<usize>) -> usize {
-        self.add(Stored::Other(OtherTensor { kind, dtype, shape }))
+    pub(super) fn other(&mut self, id: NodeId, kind: OtherKind, dtype: String, shape: Vec<usize>) -> Fallible<usize> {
+        self.add(id, Stored::Other(OtherTensor { kind, dtype, shape }))
     }
 
     /// What `callable(*args)` would rebuild.
@@ -71,7 +71,7 @@ impl Builder<'_> {
                     return self.wrapper(id, inner_args, state, depth);
                 }
                 if pickle.global(inner).is_some_and(|(_, name)| name == "_rebuild_njt") {
-                    return self.jagged(pickle.sequence(inner_args).unwrap_or(&[]), depth);
+                    return self.jagged(id, pickle.sequence(inner_args).unwrap_or(&[]), depth);
                 }
                 if state.iter().any(|&part| self.holds_tensor(part)) {
                     return Err((id, RebuildProblem::Attributes));
@@ -82,13 +82,13 @@ impl Builder<'_> {
                 self.call(id, inner, inner_args, depth + 1)
             }
             ("_rebuild_tensor" | "_rebuild_tensor_v2", &[storage, offset, shape, strides, ref rest @ ..]) => {
-                self.check_marks(rest.get(2).copied())?;
+                self.check_marks(id, rest.get(2).copied())?;
                 let storage = self.storage_node(storage)?;
                 let dtype = storage.dtype.unwrap_or(DType::U8);
                 self.view(id, dtype, &storage, [offset, shape, strides])?.ok_or_else(malformed)
             }
             ("_rebuild_tensor_v3", &[storage, offset, shape, strides, _, _, dtype, ref rest @ ..]) => {
-                self.check_marks(rest.first().copied())?;
+                self.check_marks(id, rest.first().copied())?;
                 let storage = self.storage_node(storage)?;
                 let dtype = self.dtype(dtype).ok_or_else(|| wrong("the dtype is unknown"))?;
                 self.view(id, dtype, &storage, [offset, shape, strides])?.ok_or_else(malformed)
@@ -96,7 +96,7 @@ impl Builder<'_> {
             ("_rebuild_qtensor", &[storage, _, shape, ..]) => {
                 let dtype = self.storage_node(storage)?.dtype_name.to_owned();
                 let shape = self.numbers(shape).ok_or_else(malformed)?;
-                Ok(self.other(OtherKind::Quantized, dtype, shape))
+                self.other(id, OtherKind::Quantized, dtype, shape)
             }
             ("_rebuild_sparse_tensor" | "_rebuild_sparse_csr_tensor", &[layout, data]) => {
                 let layout = self.layout(layout).ok_or_else(|| wrong("the layout is unknown"))?;
@@ -107,17 +107,17 @@ impl Builder<'_> {
                 };
                 let shape = self.numbers(shape).ok_or_else(malformed)?;
                 let dtype = self.inner_dtype(values, depth)?;
-                Ok(self.other(OtherKind::Sparse(layout), dtype, shape))
+                self.other(id, OtherKind::Sparse(layout), dtype, shape)
             }
             ("_rebuild_nested_tensor", &[values, ..]) => {
                 let dtype = self.inner_dtype(values, depth)?;
-                Ok(self.other(OtherKind::Nested, dtype, Vec::new()))
+                self.other(id, OtherKind::Nested, dtype, Vec::new())
             }
-            ("_rebuild_njt", _) => self.jagged(args, depth),
+            ("_rebuild_njt", _) => self.jagged(id, args, depth),
             ("_rebuild_meta_tensor_no_storage", &[dtype, shape, ..]) => {
                 let dtype = self.dtype_name(dtype).ok_or_else(|| wrong("the dtype is unknown"))?;
                 let shape = self.numbers(shape).ok_or_else(malformed)?;
-                Ok(self.other(OtherKind::Meta, dtype, shape))
+                self.other(id, OtherKind::Meta, dtype, shape)
             }
             ("_rebuild_wrapper_subclass", _) => self.wrapper_of(id, args),
             ("_rebuild_device_tensor_from_cpu_tensor" | "_rebuild_xla_tensor", &[data, dtype, ..]) => {
@@ -142,19 +142,19 @@ impl Builder<'_> {
     }
 
     /// A nested tensor in the jagged layout.
-    fn jagged(&mut self, args: &[NodeId], depth: usize) -> Fallible<usize> {
-        let dtype = match self.attribute(args, "values") {
+    fn jagged(&mut self, id: NodeId, args: &[NodeId], depth: usize) -> Fallible<usize> {
+        let dtype = match self.attribute(id, args, "values")? {
             Some(values) => self.inner_dtype(values, depth)?,
             None => String::new(),
         };
-        Ok(self.other(OtherKind::Nested, dtype, Vec::new()))
+        self.other(id, OtherKind::Nested, dtype, Vec::new())
     }
 
     /// A wrapper subclass with its state. A DTensor is its local tensor, if that is the whole.
     fn wrapper(&mut self, id: NodeId, args: NodeId, state: &[NodeId], depth: usize) -> Fallible<usize> {
         let args = self.pickle.sequence(args).unwrap_or(&[]);
         let wrapper = self.wrapper_of(id, args)?;
-        let Some(local) = self.attribute(state, "_local_tensor") else { return Ok(wrapper) };
+        let Some(local) = self.attribute(id, state, "_local_tensor")? else { return Ok(wrapper) };
         let local = self.tensor(local, depth + 1)?;
         let Stored::Other(whole) = &mut self.tensors[wrapper] else { return Ok(wrapper) };
         let shape = whole.shape.clone();
@@ -172,19 +172,27 @@ impl Builder<'_> {
         let dtype = self.dtype_name(dtype).ok_or_else(|| wrong("the dtype is unknown"))?;
         let shape = self.numbers(shape).ok_or_else(|| wrong("offset, size or stride"))?;
         let class = self.name(class).to_string();
-        Ok(self.other(OtherKind::Subclass(class), dtype, shape))
+        self.other(id, OtherKind::Subclass(class), dtype, shape)
     }
 
-    /// The value of an attribute in an object's state: a dictionary, or a pair of one and the slots.
-    fn attribute(&self, state: &[NodeId], name: &str) -> Option<NodeId> {
-        state.iter().find_map(|&part| match self.pickle.node(part) {
-            Node::Dict(pairs) => pairs.iter().rev().find(|(key, _)| self.is_text(*key, name)).map(|&(_, value)| value),
-            Node::Tuple(parts) => parts.iter().find_map(|&part| match self.pickle.node(part) {
-                Node::Dict(_) => self.attribute(&[part], name),
-                _ => None,
-            }),
-            _ => None,
-        })
+    /// The value of an attribute in the state of the object `id`: a dictionary, or a pair of one and the slots.
+    fn attribute(&self, id: NodeId, state: &[NodeId], name: &str) -> Fallible<Option<NodeId>> {
+        for &part in state {
+            let parts = match self.pickle.node(part) {
+                Node::Tuple(parts) => &**parts,
+                _ => std::slice::from_ref(&part),
+            };
+            self.copies(id, parts.len())?;
+            for &part in parts {
+                let Node::Dict(pairs) = self.pickle.node(part) else { continue };
+                // Objects may share their attributes, and each looks at all of them.
+                self.copies(id, pairs.len())?;
+                if let Some((_, value)) = pairs.iter().rev().find(|(key, _)| self.is_text(*key, name)) {
+                    return Ok(Some(*value));
+                }
+            }
+        }
+        Ok(None)
     }
 
     /// The element type of the dense tensor that a call rebuilds.
@@ -221,7 +229,7 @@ impl Builder<'_> {
     }
 
     /// The metadata of a tensor may mark its elements as to be conjugated or negated (`torch._utils.set_tensor_metadata`).
-    fn check_marks(&self, metadata: Option<NodeId>) -> Fallible<()> {
+    fn check_marks(&self, tensor: NodeId, metadata: Option<NodeId>) -> Fallible<()> {
         let Some(id) = metadata else { return Ok(()) };
         let entries = match self.pickle.node(id) {
             Node::None => return Ok(()),
@@ -237,6 +245,7 @@ impl Builder<'_> {
                 return Err((id, RebuildProblem::Arguments { function, what }));
             }
         };
+        self.copies(tensor, entries.len())?;
         for &(key, value) in entries {
             let off = matches!(self.pickle.node(value), Node::Bool(false) | Node::None);
             match self.pickle.node(key) {
@@ -285,22 +294,23 @@ impl Builder<'_> {
             start = start.saturating_add(window.offset);
         }
         let tensor = StoredTensor { dtype, shape, strides, offset: start, storage: storage.storage };
-        Ok(Some(self.add(Stored::Dense(tensor))))
+        self.add(id, Stored::Dense(tensor)).map(Some)
     }
 
     /// Accounts for a tensor that the call `id` rebuilds.
     fn made(&mut self, id: NodeId, tensor: usize) -> Fallible<()> {
-        /// Bytes of memory that a tensor and its storage take, but for the sizes of its dimensions.
-        const TENSOR: usize = 240;
+        /// Bytes of memory that a tensor takes at most among those that are found by the calls that make them.
+        const FOUND: usize = 5 * size_of::<(NodeId, usize)>() / 2;
         if self.tensors.len() > MAX_TENSORS {
             return Err((id, RebuildProblem::Tensors));
         }
-        let sizes = match &self.tensors[tensor] {
-            Stored::Dense(dense) => dense.shape.len() + dense.strides.len(),
-            Stored::Other(other) => other.shape.len(),
+        let (sizes, texts) = match &self.tensors[tensor] {
+            Stored::Dense(dense) => (dense.shape.len() + dense.strides.len(), 0),
+            Stored::Other(other) => (other.shape.len(), other.dtype.len() + other.kind.memory()),
         };
         self.copies(id, sizes)?;
-        self.charge(id, TENSOR + size_of::<usize>() * sizes)
+        self.spend(id, FOUND)?;
+        self.keep(id, texts + 2 * allocated(size_of::<usize>() * sizes / 2))
     }
 
     /// A non-negative integer.

@@ -184,3 +184,48 @@ pub(super) fn header(count: usize, name: impl Fn(usize) -> String) -> String {
         .collect::<Vec<_>>();
     format!("{{{}}}", entries.join(","))
 }
+
+/// A list of that many different integers of four bytes.
+pub(super) fn integers(count: usize) -> Vec<u8> {
+    list(count, |i, out| {
+        out.push(b'J');
+        out.extend((i as u32).to_le_bytes());
+    })
+}
+
+/// An object of a class without arguments, with these attributes.
+pub(super) fn object(class: &str, attributes: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let attributes: Vec<u8> =
+        attributes.iter().flat_map(|(name, value)| [text(name), value.clone()].concat()).collect();
+    [b"c", class.as_bytes(), b"\n)\x81}(", &attributes, b"ub"].concat()
+}
+
+/// A legacy stream up to its object.
+pub(super) fn legacy() -> Vec<u8> {
+    let magic = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.";
+    [&magic[..], b"\x80\x02M\xe9\x03.", b"\x80\x02}."].concat()
+}
+
+/// A tar archive of these files.
+pub(super) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, data) in files {
+        let mut header = [0; 512];
+        header[..name.len()].copy_from_slice(name.as_bytes());
+        header[124..136].copy_from_slice(format!("{:011o}\0", data.len()).as_bytes());
+        header[148..156].fill(b' ');
+        header[156] = b'0';
+        let sum: u32 = header.iter().map(|&byte| u32::from(byte)).sum();
+        header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+        out.extend(header);
+        out.extend_from_slice(data);
+        out.resize(out.len().next_multiple_of(512), 0);
+    }
+    out.resize(out.len() + 1024, 0);
+    out
+}
+
+/// An array in NumPy's format, version 2, of that header and no data.
+pub(super) fn npy(header: &str) -> Vec<u8> {
+    [b"\x93NUMPY\x02\0", &(header.len() as u32).to_le_bytes()[..], header.as_bytes()].concat()
+}

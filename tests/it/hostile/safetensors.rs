@@ -43,6 +43,12 @@ pub(super) const BOMBS: &[Bomb] = &[
         let shape = "1,".repeat(30_000_000);
         safetensors(&format!(r#"{{"a":{{"dtype":"U8","shape":[{shape}1],"data_offsets":[0,1]}}}}"#), 1)
     }),
+    ("wide-tensors", Refused("bytes of memory, the limit of this reader"), || {
+        let shape = "1,".repeat(63);
+        let entry = |i| format!(r#""{i}":{{"dtype":"U8","shape":[{shape}1],"data_offsets":[{i},{}]}}"#, i + 1);
+        let entries: Vec<String> = (0..250_000).map(entry).collect();
+        safetensors(&format!("{{{}}}", entries.join(",")), 250_000)
+    }),
     ("huge-number", Refused("header is malformed"), || {
         safetensors(r#"{"a":{"dtype":"U8","shape":[1e999],"data_offsets":[0,1]}}"#, 1)
     }),
