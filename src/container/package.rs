@@ -8,13 +8,16 @@ use std::sync::Arc;
 
 use super::archive::Archive;
 use super::rebuild::{Rebuilt, ScriptClasses};
-use super::zip::{self, Inflate};
+use super::zip::{self, Inflate, Method};
 use super::{Container, Part, Value, too_large};
 use crate::error::Result;
 use crate::pickle::{self, Budget, allocated};
 
 /// The largest number of pickles in an archive.
 const MAX_PICKLES: usize = 4096;
+
+/// The largest number of compressed files that are looked at to see whether they are pickles. PyTorch compresses none.
+const MAX_PACKED: usize = 1 << 14;
 
 /// Whether the archive below `root` is a package.
 pub(super) fn root<'a>(archive: &Archive<'a>) -> Option<&'a str> {
@@ -27,6 +30,11 @@ pub(super) fn open(archive: &Archive<'_>, root: &str, budget: &mut Budget) -> Re
     let hidden = format!("{root}.data/");
     let is_inside = |name: &str| name.starts_with(root) && !name.starts_with(&hidden) && !name.ends_with(".py");
     // `save_pickle` takes any name: others may be pickles, if they begin like one and can be read.
+    let is_packed = |e: &&zip::Entry| is_inside(&e.name) && e.method == Method::Deflated && !e.name.ends_with(".pkl");
+    if archive.directory.entries.iter().filter(is_packed).count() > MAX_PACKED {
+        let found = "a torch.package archive of more than 16384 compressed files";
+        return Err(archive.not(found, "zip it again without compression"));
+    }
     let mut inflate = Inflate::default();
     let mut is_pickle = |entry: &zip::Entry| {
         let mut head = || entry.head(archive.file, 2, &mut inflate);

@@ -12,15 +12,24 @@ use crate::pickle::{self, Budget, Full, allocated};
 /// The largest file of code that is read, in bytes; and the most of all together.
 const MAX_CODE_BYTES: u64 = 32 << 20;
 
+/// The largest number of files of code: one for each module of Python that a class is from.
+const MAX_CODE_FILES: usize = 1 << 14;
+
 /// Reads the archive with that `data.pkl`.
 pub(super) fn open(archive: &Archive<'_>, object: &zip::Entry, root: &str, budget: &mut Budget) -> Result<Part> {
     let before = budget.taken();
     let mut classes = ScriptClasses::new();
     let folder = format!("{root}code/");
     let mut left = (MAX_CODE_BYTES, MAX_TENSORS);
+    let mut files = 0;
     for entry in &archive.directory.entries {
         let path = entry.name.strip_prefix(&folder).and_then(|path| path.strip_suffix(".py"));
         let Some(path) = path else { continue };
+        files += 1;
+        if files > MAX_CODE_FILES {
+            let limit = TreeLimit { what: "files of code", limit: MAX_CODE_FILES };
+            return Err(Error::Tree { path: archive.path.to_owned(), limit });
+        }
         let code = archive.read(entry, left.0, budget)?;
         left.0 -= code.len() as u64;
         declarations(&path.replace('/', "."), &code, &mut classes, &mut left.1, budget)

@@ -146,7 +146,7 @@ pub(super) const BOMBS: &[Bomb] = &[
         let parts = [&text("x")[..], b"q\0", &state, b"q\x01c__torch__\nA\nq\x02", &objects];
         script(&pickle(&parts), &pickle(&[b"]"]), "a/code/__torch__.py", CLASS)
     }),
-    ("script-files", Shown, || {
+    ("script-files", Refused("16384 files of code"), || {
         let mut zip = Zip::default();
         zip.add("a/data.pkl", &pickle(&[b"}"]));
         zip.add("a/constants.pkl", &pickle(&[b"]"]));
@@ -159,7 +159,7 @@ pub(super) const BOMBS: &[Bomb] = &[
         (0..4).for_each(|i| zip.add(&format!("a/m/{i}.pkl"), &large()));
         zip.finish()
     }),
-    ("package-of-other-files", Refused("without pickles"), || {
+    ("package-of-other-files", Refused("16384 compressed files"), || {
         let mut zip = Zip::default();
         zip.add("a/.data/extern_modules", b"");
         (0..250_000).for_each(|i| zip.add_deflated(&format!("a/m/{i}"), b"no pickle"));
