@@ -102,6 +102,8 @@ fn same_weights(a: &Config, b: &Config) -> bool {
         pool_prefix: a.pool_prefix,
         dynamic: a.dynamic,
         probe: a.probe,
+        // The same names and shapes, in another order of work.
+        block: if config.block == BlockKind::ResPost { BlockKind::PreNorm } else { config.block },
         pool_hidden: if pools(config) { config.pool_hidden } else { 0 },
         ..config.clone()
     };
@@ -109,8 +111,9 @@ fn same_weights(a: &Config, b: &Config) -> bool {
 }
 
 /// What only timm's name tells.
-fn hidden(config: &Config) -> (usize, Activation, u64, Pool, bool) {
-    (config.heads, config.activation, config.norm.eps.to_bits(), config.pool, config.pool_prefix)
+fn hidden(config: &Config) -> (usize, Activation, u64, Pool, (bool, BlockKind)) {
+    let rest = (config.pool_prefix, config.block);
+    (config.heads, config.activation, config.norm.eps.to_bits(), config.pool, rest)
 }
 
 /// `seen`, with what the architectures of timm say that have such weights.
@@ -121,7 +124,9 @@ fn recognise(seen: Config, hints: &Hints) -> Detected {
     // Among equals, the one whose images have as many patches.
     let fits = |known: &&Known| known.config.patches() == seen.patches();
     let named = candidates.iter().find(|known| Some(known.name.as_str()) == mentioned);
-    let plain = |known: &&Known| known.config.activation == Activation::Gelu && fits(known);
+    let plain = |known: &&Known| {
+        known.config.activation == Activation::Gelu && known.config.block != BlockKind::ResPost && fits(known)
+    };
     let best = named
         .or_else(|| candidates.iter().find(plain))
         .or_else(|| candidates.iter().find(fits))
@@ -149,9 +154,9 @@ fn recognise(seen: Config, hints: &Hints) -> Detected {
         return Detected { config, known: None, guesses };
     };
     let told = |known: &Known| {
-        let (heads, activation, eps, pool, prefix) = hidden(&known.config);
+        let (heads, activation, eps, pool, rest) = hidden(&known.config);
         let heads = hints.heads.unwrap_or(heads);
-        (heads, hints.activation.unwrap_or(activation), eps, hints.pool.unwrap_or(pool), prefix)
+        (heads, hints.activation.unwrap_or(activation), eps, hints.pool.unwrap_or(pool), rest)
     };
     let mut others: Vec<&Known> = Vec::new();
     for other in candidates.iter().filter(|other| told(other) != told(best)) {
@@ -172,8 +177,11 @@ fn recognise(seen: Config, hints: &Hints) -> Detected {
             if a.2 != b.2 {
                 parts.push(format!("epsilon {:e}", other.config.norm.eps));
             }
-            if (a.3, a.4) != (b.3, b.4) {
+            if (a.3, a.4.0) != (b.3, b.4.0) {
                 parts.push(format!("pooling {}", b.3.name()));
+            }
+            if a.4.1 != b.4.1 {
+                parts.push("normalisations in other places".to_owned());
             }
             format!("{} ({})", other.name, parts.join(", "))
         };
