@@ -57,6 +57,11 @@ struct Part {
 
 /// `torch.save` of a float32 tensor of that shape, with the values 1, 2, ...; without a shape of the number 7.
 fn saved(shape: Option<&[u8]>) -> Vec<u8> {
+    saved_in(shape, f32::to_le_bytes, b"little")
+}
+
+/// The same, with numbers in that byte order.
+fn saved_in(shape: Option<&[u8]>, bytes: fn(f32) -> [u8; 4], order: &[u8]) -> Vec<u8> {
     let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
     let mut add = |name: &str, data: &[u8]| {
         let stored = SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -80,8 +85,9 @@ fn saved(shape: Option<&[u8]>) -> Vec<u8> {
                 b"t\x89ccollections\nOrderedDict\n)RtR.",
             ];
             add("data.pkl", &pickle.concat());
-            let values: Vec<u8> = (1..=numel).flat_map(|n| f32::from(n).to_le_bytes()).collect();
+            let values: Vec<u8> = (1..=numel).flat_map(|n| bytes(f32::from(n))).collect();
             add("data/0", &values);
+            add("byteorder", order);
         }
     }
     archive.finish().unwrap().into_inner()
@@ -189,6 +195,18 @@ fn changed(change: impl Fn(&mut Folder)) -> DcpProblem {
 #[test]
 fn parts_are_put_together() {
     assert_eq!(Folder::new().open().unwrap(), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+}
+
+#[test]
+fn parts_of_machines_of_either_byte_order_are_put_together() {
+    let mut folder = Folder::new();
+    let (little, big) = (saved(Some(&[3, 1])), saved_in(Some(&[3, 1]), f32::to_be_bytes, b"big"));
+    folder.write("a.distcp", &[&little[..], &big].concat());
+    folder.parts[1].length = big.len();
+    assert_eq!(folder.open().unwrap(), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
+    folder.write("a.distcp", &[&big[..], &big].concat());
+    (folder.parts[0].length, folder.parts[1].offset) = (big.len(), big.len());
+    assert_eq!(folder.open().unwrap(), [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ mod comparing;
 mod containers;
 mod distributed;
 mod folding;
+mod formats;
 mod fuzzed;
 mod objects;
 mod reading;
