@@ -78,7 +78,7 @@ pub mod tensor;
 mod write;
 
 pub use checkpoint::{
-    Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, StateDict, TensorData, TensorProblem,
+    Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, Shard, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
     Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,
