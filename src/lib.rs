@@ -89,7 +89,7 @@ pub mod verify;
 mod write;
 
 pub use checkpoint::{
-    Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, StateDict, TensorData, TensorProblem,
+    Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, Shard, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
     Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,

@@ -2,6 +2,7 @@
 
 mod assemble;
 mod roots;
+mod shard;
 mod values;
 
 use std::borrow::Cow;
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use roots::{Root, RootChoice, RootProblem};
+pub use shard::Shard;
 pub use values::MAX_VALUES_SHOWN;
 
 use crate::container::zip::{Entry, Method};
@@ -115,6 +117,15 @@ impl Checkpoint {
     /// files the index first.
     pub fn files(&self) -> impl ExactSizeIterator<Item = &Path> {
         self.contents.sources.iter().map(|source| source.path.as_path())
+    }
+
+    /// Which of several files it is, if it is one file whose name says so: the tensors of the others are missing.
+    #[must_use]
+    pub fn lone_shard(&self) -> Option<Shard> {
+        match self.contents.sources.as_slice() {
+            [only] => Shard::of_path(&only.path),
+            _ => None,
+        }
     }
 
     /// The kind of file.

@@ -67,6 +67,11 @@ fn limit(text: &str) -> Result<f64, String> {
 pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let pattern = args.pattern.as_deref().map(Regex::new).transpose().context("--match")?;
     let (file_a, file_b) = (Checkpoint::open(&args.a)?, Checkpoint::open(&args.b)?);
+    for file in [&file_a, &file_b] {
+        if let Some(shard) = file.lone_shard() {
+            printer.note(&format!("{}: {shard}", file.path().display()));
+        }
+    }
     let choice = |root: &Option<String>| root.clone().map_or(RootChoice::Auto, RootChoice::Path);
     let a = file_a.state_dict(&choice(&args.root_a)).context("A (--root-a chooses a part)")?;
     let b = file_b.state_dict(&choice(&args.root_b)).context("B (--root-b chooses a part)")?;

@@ -249,7 +249,7 @@ pub(super) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
 
 pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let inputs = request(args)?.open()?;
-    let fold = inputs.plan()?;
+    let fold = inputs.plan().inspect_err(|_| inputs.notes().iter().for_each(|note| printer.note(note)))?;
     for note in &fold.plan().notes {
         printer.note(note);
     }

@@ -82,6 +82,7 @@ struct Report<'r, 's> {
     file: Cow<'r, str>,
     bytes: u64,
     container: &'static str,
+    shard: Option<Value>,
     root: Option<&'r str>,
     roots: Each<'r, Root>,
     family: Option<&'r str>,
@@ -112,6 +113,9 @@ struct Listed<'s> {
 pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let pattern = args.pattern.as_deref().map(Regex::new).transpose().context("--match")?;
     let checkpoint = Checkpoint::open(&args.checkpoint)?;
+    if let Some(shard) = checkpoint.lone_shard() {
+        printer.note(&shard.to_string());
+    }
     let tensors = select(args, &checkpoint, printer)?;
     let specs = tensors.as_ref().map_or(&[][..], StateDict::specs);
     let family = Family::recognise(specs);
@@ -138,6 +142,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             file: args.checkpoint.to_string_lossy(),
             bytes: checkpoint.file_bytes(),
             container: checkpoint.container().name(),
+            shard: checkpoint.lone_shard().map(|shard| json!({"number": shard.number, "of": shard.of})),
             root: tensors.as_ref().map(StateDict::root),
             roots: Each(checkpoint.roots(), root_json),
             family: family.as_ref().map(|r| r.family.name()),

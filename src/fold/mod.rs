@@ -69,6 +69,14 @@ impl<'c> Understood<'c> {
 }
 
 impl FoldInputs {
+    /// What is worth knowing of the inputs before anything is planned, so that it can be said beside an error as well: the
+    /// notes of a plan begin with it.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let lone = |input: &Checkpoint| Some(format!("{}: {}", input.path().display(), input.lone_shard()?));
+        std::iter::once(&self.target).chain(&self.aux).filter_map(lone).collect()
+    }
+
     /// Matches the layers, plans the fold, lays out the output, and checks that it can be put where it should go.
     /// Reads nothing but learned lambdas, and writes nothing.
     ///
@@ -122,6 +130,7 @@ impl FoldInputs {
         };
         let mut plan =
             plan::fold(&target.side(), &sides, &scales, &options).map_err(|problem| Error::Fold(Box::new(problem)))?;
+        plan.notes.splice(..0, self.notes());
         for (aux, asked) in aux.iter().zip(&request.aux).filter(|(aux, _)| aux.layers.learned() > 0) {
             plan.notes.push(format!(
                 "{} carries {} learned pathways of its own, which are not used: fold it first to take them along",

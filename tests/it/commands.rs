@@ -123,6 +123,7 @@ fn json_has_the_documented_names() {
         "file",
         "bytes",
         "container",
+        "shard",
         "root",
         "roots",
         "family",

@@ -309,3 +309,36 @@ fn folding_a_folder_of_shards_gives_what_folding_the_file_gives() {
     // The output takes the place of a shard that is being read.
     assert_eq!(fold(&folder.path().join("b.safetensors")), wanted);
 }
+
+#[cfg(feature = "cli")]
+#[test]
+fn a_shard_that_is_given_alone_is_said_to_be_one_of_several() {
+    let shard = "fixtures/layouts/sharded_safetensors/model-00002-of-00004.safetensors";
+    let said = "by its name it is file 2 of 4, and holds only that part of the checkpoint";
+    let output = crate::support::run(&["inspect", "--json", shard]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains(said));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["shard"], json!({"number": 2, "of": 4}));
+    for whole in ["fixtures/layouts/sharded_safetensors", "fixtures/mnist_vit.safetensors"] {
+        let output = crate::support::run(&["inspect", "--json", whole]);
+        assert!(output.stderr.is_empty(), "{whole}");
+        assert_eq!(serde_json::from_slice::<Value>(&output.stdout).unwrap()["shard"], Value::Null);
+    }
+    let output = crate::support::run(&["diff", shard, "fixtures/mnist_vit.pth"]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains(&format!("{shard}: {said}")));
+
+    // A fold says it whether it can be done or not.
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("model-00001-of-00002.safetensors");
+    std::fs::copy(fixture("mnist_vit.safetensors"), &target).unwrap();
+    let (target, out) = (target.to_str().unwrap(), folder.path().join("out.pth"));
+    let out = out.to_str().unwrap();
+    let aux = fixture("speech_vit.pth");
+    let fold = ["fold", target, "--lambda", "0.1", "--json", "-o", out, "--aux"];
+    let output = crate::support::run(&[&fold[..], &[aux.to_str().unwrap()]].concat());
+    assert_eq!(output.status.code(), Some(0));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(report["notes"][0].as_str().unwrap().contains("file 1 of 2"), "{}", report["notes"]);
+    let message = crate::support::fail(&[&fold[..], &[shard]].concat());
+    assert!(message.contains("file 1 of 2") && message.contains("file 2 of 4"), "{message}");
+}
