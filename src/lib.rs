@@ -89,7 +89,8 @@ pub mod verify;
 mod write;
 
 pub use checkpoint::{
-    Checkpoint, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, Shard, StateDict, TensorData, TensorProblem,
+    Checkpoint, DeriveProblem, Expr, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, Shard, StateDict,
+    TensorData, TensorProblem,
 };
 pub use container::{
     Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,
@@ -103,8 +104,8 @@ pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, PlannedFold, Understood};
 pub use naming::{
-    AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MatchProblem, PatternProblem,
-    Recognised, SCALE, Selector,
+    AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
+    MatchProblem, PatternProblem, Recognised, SCALE, Selector,
 };
 pub use plan::{
     BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, LambdaProblem, LambdaSpec,

@@ -1,6 +1,7 @@
 //! A checkpoint file, opened: the one type that everything else reads from.
 
 mod assemble;
+mod derive;
 mod roots;
 mod shard;
 mod values;
@@ -11,9 +12,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use derive::{DeriveProblem, Expr};
 pub use roots::{Root, RootChoice, RootProblem};
 pub use shard::Shard;
 pub use values::MAX_VALUES_SHOWN;
+
+use derive::Derived;
 
 use crate::container::zip::{Entry, Method};
 use crate::container::{
@@ -53,6 +57,9 @@ pub enum TensorProblem {
     /// Two tensors have the same full name.
     #[error("two tensors have this full name; choose a part of the file that holds it once")]
     DuplicateName,
+    /// It is made of others, which do not fit together.
+    #[error("{0}")]
+    Derive(#[from] DeriveProblem),
     /// It is no plain array of elements.
     #[error("it is {0}: {advice}", advice = .0.advice())]
     NotDense(OtherKind),
@@ -218,7 +225,7 @@ impl Checkpoint {
         let outside = self.reached.len() - specs.len() - others.len();
         let mut by_name: Vec<usize> = (0..specs.len()).collect();
         by_name.sort_by(|&a, &b| specs[a].name.cmp(&specs[b].name));
-        Ok(StateDict { checkpoint: self, root: selected.path, specs, by_name, stored, others, outside })
+        Ok(StateDict { checkpoint: self, root: selected.path, specs, by_name, stored, others, outside, derived: None })
     }
 
     /// Checks that every file is still what it was when it was opened, as far as its size and its time tell.
@@ -335,6 +342,8 @@ pub struct StateDict<'c> {
     stored: Vec<&'c StoredTensor>,
     others: Vec<(String, &'c OtherTensor)>,
     outside: usize,
+    /// What the tensors are made of, if they are not those that are stored.
+    derived: Option<Arc<Derived<'c>>>,
 }
 
 impl<'c> StateDict<'c> {
@@ -378,6 +387,16 @@ impl<'c> StateDict<'c> {
         }
     }
 
+    /// Checks that the files that the tensors are in are still what they were when they were opened.
+    ///
+    /// # Errors
+    /// [`Error::Shorter`] and [`Error::Changed`]; [`Error::Io`].
+    pub(crate) fn check_unchanged(&self) -> Result<()> {
+        self.checkpoint.check_unchanged()?;
+        let inputs = self.derived.iter().flat_map(|derived| derived.inputs());
+        inputs.map(StateDict::check_unchanged).collect()
+    }
+
     /// How many tensors of the file are not under this root.
     #[must_use]
     pub fn outside(&self) -> usize {
@@ -397,6 +416,9 @@ impl<'c> StateDict<'c> {
     /// [`Error::Zip`] if the stored data does not expand as it should, or its checksum is wrong; [`Error::Shorter`] and
     /// [`Error::Changed`] if the file is not what it was when it was opened.
     pub fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
+        if let Some(derived) = &self.derived {
+            return derived.tensor(index);
+        }
         let stored = self.stored[index];
         let order = self.checkpoint.contents.storages[stored.storage].order;
         Ok(TensorData { stored: Cow::Borrowed(stored), order, storage: self.checkpoint.storage(stored.storage)? })
@@ -404,7 +426,10 @@ impl<'c> StateDict<'c> {
 
     /// Where the tensor with that index lies in its storage.
     #[must_use]
-    pub fn placement(&self, index: usize) -> Placement<'c> {
+    pub fn placement(&self, index: usize) -> Placement<'_> {
+        if let Some(derived) = &self.derived {
+            return derived.placement(index);
+        }
         let stored = self.stored[index];
         Placement {
             storage: stored.storage,
@@ -419,6 +444,9 @@ impl<'c> StateDict<'c> {
     /// # Errors
     /// [`Error::Tensor`] if the storage does not have them, and as [`StateDict::tensor`].
     pub(crate) fn storage_run(&self, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {
+        if let Some(derived) = &self.derived {
+            return derived.storage_run(index, first, count);
+        }
         let data = self.tensor(index)?;
         let stored = StoredTensor { shape: vec![count], strides: vec![1], offset: first, ..data.stored.into_owned() };
         check_view(stored.dtype, &stored.shape, &stored.strides, first, data.storage.len() as u64).map_err(

@@ -119,7 +119,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let tensors = select(args, &checkpoint, printer)?;
     let specs = tensors.as_ref().map_or(&[][..], StateDict::specs);
     let family = Family::recognise(specs);
-    let layers = match family.as_ref().map(|r| Layers::find(specs, r.family.selector(), Flags::TARGET)) {
+    let layers = match family.as_ref().map(|r| Layers::of_family(specs, &r.family, Flags::TARGET)) {
         Some(Ok(layers)) => layers,
         Some(Err(MatchProblem::Nothing { .. })) | None => Layers::default(),
         Some(Err(problem)) => {

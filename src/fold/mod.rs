@@ -1,11 +1,13 @@
 //! The fold, end to end: open, match, plan, run, publish.
 
+mod adapt;
 mod provenance;
 mod request;
 
 pub use request::{AuxRequest, FoldRequest};
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -42,19 +44,50 @@ impl<'c> Understood<'c> {
     ///
     /// # Errors
     /// [`Error::Root`], [`Error::Match`].
-    fn new(checkpoint: &'c Checkpoint, choice: &RootChoice, pattern: Option<&Selector>, flags: Flags) -> Result<Self> {
+    fn target(checkpoint: &'c Checkpoint, choice: &RootChoice, pattern: Option<&Selector>) -> Result<Self> {
+        let (tensors, family) = Understood::open(checkpoint, choice, pattern)?;
+        let layers = match (pattern, &family) {
+            (Some(pattern), _) => Layers::find(tensors.specs(), pattern, Flags::TARGET),
+            (None, Some(found)) => Layers::of_family(tensors.specs(), &found.family, Flags::TARGET),
+            // Where no family is recognised, timm's names are what is looked for, and what an error speaks of.
+            (None, None) => Layers::of_family(tensors.specs(), &Family::timm(), Flags::TARGET),
+        };
+        let layers = layers.map_err(|problem| Error::Match { path: checkpoint.path().to_owned(), problem })?;
+        Ok(Understood { tensors, family, layers })
+    }
+
+    /// The same for an auxiliary, whose layers are put in the form that those of the target have: stacked or apart.
+    ///
+    /// # Errors
+    /// [`Error::Root`], [`Error::Match`].
+    fn aux(
+        checkpoint: &'c Checkpoint,
+        choice: &RootChoice,
+        pattern: Option<&Selector>,
+        target: &Layers,
+    ) -> Result<Self> {
+        let (tensors, family) = Understood::open(checkpoint, choice, pattern)?;
+        let wrong = |problem| Error::Match { path: checkpoint.path().to_owned(), problem };
+        if let Some(pattern) = pattern {
+            let layers = Layers::find(tensors.specs(), pattern, Flags::AUX).map_err(wrong)?;
+            return Ok(Understood { tensors, family, layers });
+        }
+        let named = family.as_ref().map_or_else(Family::timm, |found| Arc::clone(&found.family));
+        let mapping = Layers::mapping(tensors.specs(), &named, Flags::AUX).map_err(wrong)?;
+        let (tensors, layers) = adapt::to(tensors, &mapping, target, Flags::AUX)?;
+        Ok(Understood { tensors, family, layers })
+    }
+
+    /// The tensors, and the family that they are recognised as unless there is a pattern.
+    fn open(
+        checkpoint: &'c Checkpoint,
+        choice: &RootChoice,
+        pattern: Option<&Selector>,
+    ) -> Result<(StateDict<'c>, Option<Recognised>)> {
         let tensors = checkpoint.state_dict(choice)?;
         tensors.require_dense()?;
         let family = if pattern.is_none() { Family::recognise(tensors.specs()) } else { None };
-        // Where no family is recognised, timm's names are what is looked for, and what an error speaks of.
-        let fallback = || Family::all().iter().find(|f| f.name() == "timm").map(Family::selector);
-        let selector = pattern.or(family.as_ref().map(|r| r.family.selector())).or_else(fallback);
-        let layers = match selector {
-            Some(selector) => Layers::find(tensors.specs(), selector, flags)
-                .map_err(|problem| Error::Match { path: checkpoint.path().to_owned(), problem })?,
-            None => Layers::default(),
-        };
-        Ok(Understood { tensors, family, layers })
+        Ok((tensors, family))
     }
 
     fn side(&self) -> Side<'_> {
@@ -106,12 +139,11 @@ impl FoldInputs {
     /// Matches the layers and plans the fold, whatever its output is.
     pub(crate) fn matched(&self) -> Result<(Understood<'_>, Vec<Understood<'_>>, Plan)> {
         let request = &self.request;
-        let target =
-            Understood::new(&self.target, &request.target_root, request.target_pattern.as_ref(), Flags::TARGET)?;
+        let target = Understood::target(&self.target, &request.target_root, request.target_pattern.as_ref())?;
         let aux = self
             .aux
             .iter()
-            .map(|aux| Understood::new(aux, &request.aux_root, request.aux_pattern.as_ref(), Flags::AUX))
+            .map(|aux| Understood::aux(aux, &request.aux_root, request.aux_pattern.as_ref(), &target.layers))
             .collect::<Result<Vec<_>>>()?;
         let scales = learned_scales(&target)?;
         let sides: Vec<AuxSide<'_>> = aux
@@ -289,7 +321,7 @@ impl<'i> PlannedFold<'i> {
         let run = engine::run(&self.plan, &inputs, writer.sink(), request.allow_non_finite, progress)?;
         // What was read is what the files held, or is not published.
         for input in &inputs {
-            input.checkpoint().check_unchanged()?;
+            input.check_unchanged()?;
         }
         writer.publish()?;
         if let Some(sidecar) = sidecar {

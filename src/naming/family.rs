@@ -1,11 +1,29 @@
 //! Families of checkpoints, each described by one table file.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use regex::Regex;
 
-use super::Selector;
+use super::rules::{Leave, LeaveRow, MapRow, Rule};
+use super::template::Template;
 use crate::tensor::TensorSpec;
+
+/// Names of modules that models are wrapped in, or are a part of: what may stand before a family's own names.
+const WRAPPERS: &[&str] = &[
+    "module",
+    "_orig_mod",
+    "model",
+    "base_model",
+    "net",
+    "encoder",
+    "backbone",
+    "vit",
+    "visual",
+    "trunk",
+    "student",
+    "teacher",
+    "MAE_encoder",
+];
 
 /// The tables, most specific first: the first one of which all evidence is found is taken.
 const TABLES: &[(&str, &str)] = &[
@@ -22,13 +40,19 @@ const TABLES: &[(&str, &str)] = &[
 struct Table {
     name: String,
     title: String,
-    /// The pattern of its layers.
-    #[serde(default)]
-    pattern: Option<String>,
-    /// The family of which it shares the pattern.
+    /// The family whose rules follow its own.
     #[serde(default)]
     like: Option<String>,
+    /// The name of a tensor of each block, as a template: what stands before it stands before all.
+    #[serde(default)]
+    anchor: Option<String>,
     evidence: Vec<EvidenceRow>,
+    #[serde(default)]
+    map: Vec<MapRow>,
+    #[serde(default)]
+    drop: Vec<LeaveRow>,
+    #[serde(default)]
+    refuse: Vec<LeaveRow>,
 }
 
 #[derive(serde::Deserialize)]
@@ -69,12 +93,22 @@ fn oblong_grid(shape: &[usize]) -> bool {
     matches!(*shape, [_, tokens, _] if !square(tokens) && !square(tokens.saturating_sub(1)))
 }
 
-/// A family of checkpoints: how it names its layers, and what it is recognised by.
+/// Whether `prefix` is made of the names of modules that are known to be wrapped around models.
+pub(super) fn is_wrapper(prefix: &str) -> bool {
+    prefix.is_empty()
+        || prefix.strip_suffix('.').is_some_and(|modules| modules.split('.').all(|module| WRAPPERS.contains(&module)))
+}
+
+/// A family of checkpoints: how it names its tensors, and what it is recognised by.
 pub struct Family {
     name: String,
-    title: String,
-    selector: Selector,
+    pub(super) title: String,
+    pub(super) anchor: Template,
+    pub(super) anchor_text: String,
     evidence: Vec<Evidence>,
+    pub(super) rules: Vec<Rule>,
+    pub(super) drop: Vec<Leave>,
+    pub(super) refuse: Vec<Leave>,
 }
 
 impl std::fmt::Debug for Family {
@@ -87,53 +121,111 @@ impl std::fmt::Debug for Family {
 #[derive(Clone, Debug)]
 pub struct Recognised {
     /// The family.
-    pub family: &'static Family,
+    pub family: Arc<Family>,
     /// The reasons, in the words of its table.
-    pub because: Vec<&'static str>,
+    pub because: Vec<String>,
+    /// The titles of other families of which all evidence is found too, and of which this one is no special case.
+    pub runners_up: Vec<String>,
 }
 
-static FAMILIES: LazyLock<Vec<Family>> = LazyLock::new(|| match read(TABLES) {
+static FAMILIES: LazyLock<Vec<Arc<Family>>> = LazyLock::new(|| match read_tables() {
     Ok(families) => families,
     // The tables are part of the program, and a test reads each of them.
     Err(error) => unreachable!("{error}"),
 });
 
-/// Reads the tables `(file, text)`, in order.
-fn read(tables: &[(&str, &str)]) -> Result<Vec<Family>, String> {
+/// The tables that are part of the program.
+fn tables() -> Result<Vec<Table>, String> {
     let parse = |&(file, text): &(&str, &str)| toml::from_str(text).map_err(|error| format!("{file}: {error}"));
-    let tables = tables.iter().map(parse).collect::<Result<Vec<Table>, _>>()?;
-    tables
-        .iter()
-        .map(|table| {
-            let like = table.like.as_ref().and_then(|name| tables.iter().find(|t| t.name == *name));
-            let pattern = table.pattern.as_ref().or(like.and_then(|t| t.pattern.as_ref()));
-            let pattern = pattern.ok_or_else(|| format!("{}: it has no pattern", table.name))?;
-            let selector = Selector::new(pattern).map_err(|error| format!("{}: {error}", table.name))?;
-            let evidence = table.evidence.iter().map(Evidence::new).collect::<Result<_, _>>()?;
-            Ok(Family { name: table.name.clone(), title: table.title.clone(), selector, evidence })
-        })
-        .collect()
+    TABLES.iter().map(parse).collect()
+}
+
+fn read_tables() -> Result<Vec<Arc<Family>>, String> {
+    let tables = tables()?;
+    tables.iter().map(|table| Family::new(table, &tables).map(Arc::new)).collect()
 }
 
 impl Family {
+    /// A family as its table describes it; `tables` are those that it may be like.
+    fn new(table: &Table, tables: &[Table]) -> Result<Family, String> {
+        let wrong = |error: String| format!("{}: {error}", table.name);
+        let like = match &table.like {
+            Some(name) => Some(
+                tables.iter().find(|t| t.name == *name).ok_or_else(|| wrong(format!("there is no family {name}")))?,
+            ),
+            None => None,
+        };
+        if like.is_some_and(|like| like.like.is_some()) {
+            return Err(wrong("what it is like is itself like another".into()));
+        }
+        let anchor_text = table.anchor.as_ref().or(like.and_then(|t| t.anchor.as_ref()));
+        let anchor_text = anchor_text.ok_or_else(|| wrong("it has no anchor".into()))?.clone();
+        let from = || std::iter::once(table).chain(like);
+        Ok(Family {
+            name: table.name.clone(),
+            title: table.title.clone(),
+            anchor: Template::new(&anchor_text, false).map_err(wrong)?,
+            anchor_text,
+            evidence: table.evidence.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong)?,
+            rules: from().flat_map(|t| &t.map).map(Rule::new).collect::<Result<_, _>>().map_err(wrong)?,
+            drop: from().flat_map(|t| &t.drop).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
+            refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
+        })
+    }
+
+    /// Reads a family's table; it may be like one of those that are known.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong with it, and where.
+    pub fn parse(text: &str) -> Result<Family, String> {
+        let table = toml::from_str(text).map_err(|error| error.to_string())?;
+        Family::new(&table, &tables()?)
+    }
+
     /// Every family known, in the order in which they are tried.
     #[must_use]
-    pub fn all() -> &'static [Family] {
+    pub fn all() -> &'static [Arc<Family>] {
         &FAMILIES
+    }
+
+    /// The known family of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Arc<Family>> {
+        Family::all().iter().find(|family| family.name == name).cloned()
+    }
+
+    /// Plain vision transformers as timm names them: what others are told in terms of.
+    #[must_use]
+    pub fn timm() -> Arc<Family> {
+        // A test looks for it.
+        Family::named("timm").unwrap_or_else(|| unreachable!("there is a table of timm's names"))
+    }
+
+    /// Whether each piece of this family's evidence is found in the tensors `specs`.
+    fn fits(&self, specs: &[TensorSpec]) -> bool {
+        self.evidence.iter().all(|evidence| specs.iter().any(|spec| evidence.holds(spec)))
     }
 
     /// The family that the tensors `specs` are recognised as: the first of which each piece of evidence is found.
     #[must_use]
     pub fn recognise(specs: &[TensorSpec]) -> Option<Recognised> {
-        Family::all().iter().find_map(|family| {
-            family.evidence.iter().all(|evidence| specs.iter().any(|spec| evidence.holds(spec))).then(|| Recognised {
-                family,
-                because: family.evidence.iter().map(|evidence| evidence.because.as_str()).collect(),
-            })
-        })
+        let mut fitting = Family::all().iter().filter(|family| family.fits(specs));
+        let family = Arc::clone(fitting.next()?);
+        // A family whose evidence is part of this one's always fits too.
+        let general = |other: &Family| {
+            other.evidence.iter().all(|theirs| family.evidence.iter().any(|ours| ours.because == theirs.because))
+        };
+        let runners_up = fitting.filter(|other| !general(other)).map(|other| other.title.clone()).collect();
+        Some(Recognised { because: family.reasons(), runners_up, family })
     }
 
-    /// The short, stable name: `timm`, `mae`, `audio-mae`, `videomae`, `point-mae`.
+    /// What it is recognised by, in the words of its table.
+    #[must_use]
+    pub fn reasons(&self) -> Vec<String> {
+        self.evidence.iter().map(|evidence| evidence.because.clone()).collect()
+    }
+
+    /// The short, stable name: `timm`, `mae`, `audio-mae`, `videomae`, `point-mae`, `hf-vit`, ...
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -143,12 +235,6 @@ impl Family {
     #[must_use]
     pub fn title(&self) -> &str {
         &self.title
-    }
-
-    /// The pattern that finds its linear layers.
-    #[must_use]
-    pub fn selector(&self) -> &Selector {
-        &self.selector
     }
 }
 
@@ -164,8 +250,8 @@ mod tests {
             .collect()
     }
 
-    fn name(specs: &[TensorSpec]) -> Option<&'static str> {
-        Family::recognise(specs).map(|r| r.family.name())
+    fn name(specs: &[TensorSpec]) -> Option<String> {
+        Family::recognise(specs).map(|r| r.family.name().to_owned())
     }
 
     #[test]
@@ -180,12 +266,18 @@ mod tests {
     fn families_are_told_apart() {
         let block: &[(&str, &[usize])] = &[("blocks.0.attn.qkv.weight", &[192, 64])];
         let with = |more: &[(&str, &[usize])]| name(&specs(&[block, more].concat()));
-        assert_eq!(with(&[("patch_embed.proj.weight", &[64, 3, 4, 4])]), Some("timm"));
-        assert_eq!(with(&[("patch_embed.proj.weight", &[64, 3, 4, 4]), ("mask_token", &[1, 1, 8])]), Some("mae"));
+        assert_eq!(with(&[("patch_embed.proj.weight", &[64, 3, 4, 4])]), Some("timm".into()));
+        assert_eq!(
+            with(&[("patch_embed.proj.weight", &[64, 3, 4, 4]), ("mask_token", &[1, 1, 8])]),
+            Some("mae".into())
+        );
         let grid: &[(&str, &[usize])] = &[("patch_embed.proj.weight", &[64, 1, 16, 16]), ("pos_embed", &[1, 513, 64])];
-        assert_eq!(with(grid), Some("audio-mae"));
-        assert_eq!(with(&[("patch_embed.proj.weight", &[64, 3, 2, 16, 16])]), Some("videomae"));
-        assert_eq!(name(&specs(&[("module.MAE_encoder.blocks.blocks.0.attn.qkv.weight", &[3, 1])])), Some("point-mae"));
+        assert_eq!(with(grid), Some("audio-mae".into()));
+        assert_eq!(with(&[("patch_embed.proj.weight", &[64, 3, 2, 16, 16])]), Some("videomae".into()));
+        assert_eq!(
+            name(&specs(&[("module.MAE_encoder.blocks.blocks.0.attn.qkv.weight", &[3, 1])])),
+            Some("point-mae".into())
+        );
         assert_eq!(name(&specs(&[("layer1.0.conv1.weight", &[64, 64, 3, 3])])), None);
     }
 
@@ -193,7 +285,8 @@ mod tests {
     fn decoders_are_not_taken_for_encoders() {
         for family in Family::all() {
             for decoder in ["decoder_blocks.0", "decoder.blocks.0", "module.MAE_decoder.blocks.0"] {
-                assert_eq!(family.selector.layer(&format!("{decoder}.attn.qkv.weight")), None, "{}", family.name);
+                let specs = specs(&[(&format!("{decoder}.attn.qkv.weight"), &[3, 1])]);
+                assert!(family.prefix(&specs).is_err(), "{}", family.name);
             }
         }
     }

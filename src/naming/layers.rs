@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::mapping::{MapProblem, Mapped, Mapping};
 use super::{Family, LayerId, Selector};
 use crate::tensor::TensorSpec;
 
@@ -43,10 +44,10 @@ pub enum MatchProblem {
     #[error(
         "no tensor is named like a linear layer ({}); {}; name the layers with {}, or choose another part of the file \
          with {}",
-        described(pattern), near_text(.near), flags.pattern, flags.root
+        pattern, near_text(.near), flags.pattern, flags.root
     )]
     Nothing {
-        /// The pattern.
+        /// The pattern, or the names that a family gives its layers.
         pattern: String,
         /// Names of tensors that are most like it, numbers replaced by `N`.
         near: Vec<String>,
@@ -65,6 +66,17 @@ pub enum MatchProblem {
         /// The options that help.
         flags: Flags,
     },
+    /// The names are a family's, but do not fit together.
+    #[error("{0}")]
+    Names(Box<MapProblem>),
+    /// A weight is not stored as PyTorch's linear layers have it.
+    #[error(
+        "{name:?} is stored in another form than PyTorch's linear layers; convert the file first (m2pt-surgery convert)"
+    )]
+    OtherForm {
+        /// The tensor.
+        name: String,
+    },
     /// A trained pathway's tensor belongs to no layer that was matched.
     #[error("{name:?} belongs to no linear layer that was recognised; name the layers with {}", flags.pattern)]
     StrayPathway {
@@ -75,13 +87,8 @@ pub enum MatchProblem {
     },
 }
 
-/// A pattern as a message names it: in words where it is a family's, since those are long.
-fn described(pattern: &str) -> &str {
-    if Family::all().iter().any(|family| family.selector().pattern() == pattern) {
-        return "blocks.N.attn.qkv, attn.proj, mlp.fc1, mlp.fc2";
-    }
-    pattern
-}
+/// How timm names the layers, for messages.
+const TIMM_LAYERS: &str = "blocks.N.attn.qkv, attn.proj, mlp.fc1, mlp.fc2";
 
 fn near_text(near: &[String]) -> String {
     if near.is_empty() {
@@ -95,6 +102,8 @@ fn near_text(near: &[String]) -> String {
 pub struct Layer {
     /// Which layer it is.
     pub id: LayerId,
+    /// Which of the layers stacked in it this one is, if they are kept apart: 0 the queries', 1 the keys', 2 the values'.
+    pub part: Option<usize>,
     /// The name of the module: the weight's name without `.weight`.
     pub module: String,
     /// The weight.
@@ -135,17 +144,74 @@ impl Layers {
             let module = spec.name.strip_suffix(".weight").unwrap_or(&spec.name).to_owned();
             let sibling = |part: &str| by_name.get(format!("{module}.{part}").as_str()).copied();
             let (bias, scale, aux_weight) = (sibling("bias"), sibling(SCALE), sibling(AUX_WEIGHT));
-            layers.push(Layer { id, module, weight: index, bias, scale, aux_weight });
+            layers.push(Layer { id, part: None, module, weight: index, bias, scale, aux_weight });
         }
         if layers.is_empty() {
-            let pattern = selector.pattern().to_owned();
-            return Err(MatchProblem::Nothing { near: near_misses(specs, &pattern), pattern, flags });
+            return Err(nothing(specs, selector.pattern(), flags));
         }
-        let claimed: BTreeSet<usize> = layers.iter().flat_map(|l| [l.scale, l.aux_weight]).flatten().collect();
-        if let Some((_, stray)) = specs.iter().enumerate().find(|(i, s)| is_pathway(&s.name) && !claimed.contains(i)) {
-            return Err(MatchProblem::StrayPathway { name: stray.name.clone(), flags });
+        Layers { layers }.without_strays(specs, flags)
+    }
+
+    /// Finds the layers of a checkpoint of that family. Queries, keys and values that it keeps apart are layers of their own.
+    ///
+    /// # Errors
+    /// As [`Layers::find`]; [`MatchProblem::Names`], [`MatchProblem::OtherForm`].
+    pub fn of_family(specs: &[TensorSpec], family: &Family, flags: Flags) -> Result<Layers, MatchProblem> {
+        let mapping = Layers::mapping(specs, family, flags)?;
+        let by_name: BTreeMap<&str, &Mapped> = mapping.tensors.iter().map(|m| (m.name.as_str(), m)).collect();
+        let mut layers = Vec::new();
+        for mapped in &mapping.tensors {
+            let Some(id) = LayerId::of_weight(&mapped.name) else { continue };
+            let beside = |leaf: &str, part: usize| {
+                let name = format!("{}{leaf}", mapped.name.strip_suffix("weight").unwrap_or_default());
+                // Where the weights are kept apart, the biases are, and the other way round.
+                let sources = by_name.get(name.as_str()).map(|found| found.sources.as_slice());
+                sources.filter(|sources| sources.len() == mapped.sources.len()).and_then(|sources| sources[part])
+            };
+            for (part, index) in mapped.sources.iter().enumerate() {
+                let Some(index) = *index else { continue };
+                let name = &specs[index].name;
+                if !mapped.keeps_elements {
+                    return Err(MatchProblem::OtherForm { name: name.clone() });
+                }
+                layers.push(Layer {
+                    id,
+                    part: (mapped.sources.len() > 1).then_some(part),
+                    module: name.strip_suffix(".weight").unwrap_or(name).to_owned(),
+                    weight: index,
+                    bias: beside("bias", part),
+                    scale: beside(SCALE, part),
+                    aux_weight: beside(AUX_WEIGHT, part),
+                });
+            }
         }
-        Ok(Layers { layers })
+        if layers.is_empty() {
+            return Err(nothing(specs, TIMM_LAYERS, flags));
+        }
+        layers.sort_by_key(|layer| layer.weight);
+        Layers { layers }.without_strays(specs, flags)
+    }
+
+    /// What the tensors `specs` are in timm's names.
+    pub(crate) fn mapping(specs: &[TensorSpec], family: &Family, flags: Flags) -> Result<Mapping, MatchProblem> {
+        family.map(specs).map_err(|problem| match problem {
+            MapProblem::NotThatFamily { .. } => nothing(specs, TIMM_LAYERS, flags),
+            problem => MatchProblem::Names(Box::new(problem)),
+        })
+    }
+
+    /// Layers that were found otherwise.
+    pub(crate) fn new(layers: Vec<Layer>) -> Layers {
+        Layers { layers }
+    }
+
+    /// Checks that every tensor of a pathway belongs to one of them.
+    fn without_strays(self, specs: &[TensorSpec], flags: Flags) -> Result<Layers, MatchProblem> {
+        let claimed: BTreeSet<usize> = self.layers.iter().flat_map(|l| [l.scale, l.aux_weight]).flatten().collect();
+        match specs.iter().enumerate().find(|(i, s)| is_pathway(&s.name) && !claimed.contains(i)) {
+            Some((_, stray)) => Err(MatchProblem::StrayPathway { name: stray.name.clone(), flags }),
+            None => Ok(self),
+        }
     }
 
     /// The layers, in the order of their weights in the state dict.
@@ -154,10 +220,10 @@ impl Layers {
         &self.layers
     }
 
-    /// The layer with that id.
+    /// The layer with that id, and that part of it.
     #[must_use]
-    pub fn get(&self, id: LayerId) -> Option<&Layer> {
-        self.layers.iter().find(|layer| layer.id == id)
+    pub fn get(&self, id: LayerId, part: Option<usize>) -> Option<&Layer> {
+        self.layers.iter().find(|layer| layer.id == id && layer.part == part)
     }
 
     /// The numbers of the blocks that have layers, ascending.
@@ -177,6 +243,10 @@ impl Layers {
 pub(crate) fn is_pathway(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
     last == SCALE || last == AUX_WEIGHT
+}
+
+fn nothing(specs: &[TensorSpec], pattern: &str, flags: Flags) -> MatchProblem {
+    MatchProblem::Nothing { near: near_misses(specs, pattern), pattern: pattern.to_owned(), flags }
 }
 
 /// Every run of digits replaced by `N`.

@@ -7,11 +7,15 @@
 mod architecture;
 mod family;
 mod layers;
+mod mapping;
+mod rules;
 mod selector;
+mod template;
 
 pub use architecture::Architecture;
 pub use family::{Family, Recognised};
 pub use layers::{AUX_WEIGHT, Flags, Layer, Layers, MatchProblem, SCALE};
+pub use mapping::{MapProblem, Mapped, Mapping};
 pub use selector::{PatternProblem, Selector};
 
 use std::fmt;
@@ -44,6 +48,17 @@ impl LayerKind {
         }
     }
 
+    /// The name of the module in timm's blocks: `attn.qkv`, `attn.proj`, `mlp.fc1` or `mlp.fc2`.
+    #[must_use]
+    pub fn timm_module(self) -> &'static str {
+        match self {
+            LayerKind::Qkv => "attn.qkv",
+            LayerKind::Proj => "attn.proj",
+            LayerKind::Fc1 => "mlp.fc1",
+            LayerKind::Fc2 => "mlp.fc2",
+        }
+    }
+
     /// The kind with that name, alone or as the last part of a dotted one (`attn.qkv`).
     #[must_use]
     pub fn from_name(name: &str) -> Option<LayerKind> {
@@ -65,6 +80,16 @@ pub struct LayerId {
     pub block: usize,
     /// Which of the block's four linear layers.
     pub kind: LayerKind,
+}
+
+impl LayerId {
+    /// The layer that timm's tensor `name` (`blocks.3.attn.qkv.weight`) is the weight of.
+    #[must_use]
+    pub fn of_weight(name: &str) -> Option<LayerId> {
+        let (block, layer) = name.strip_prefix("blocks.")?.strip_suffix(".weight")?.split_once('.')?;
+        let kind = LayerKind::ALL.into_iter().find(|kind| kind.timm_module() == layer)?;
+        Some(LayerId { block: block.parse().ok()?, kind })
+    }
 }
 
 impl fmt::Display for LayerId {

@@ -194,16 +194,20 @@ fn by_entry(entries: &[(String, f64)], layers: &[&Layer]) -> Result<Vec<Option<f
     let mut lambdas = vec![None; layers.len()];
     let mut keys: Vec<Option<&str>> = vec![None; layers.len()];
     for (key, value) in entries {
-        let index = layers.iter().position(|layer| layer.module == *key || layer.id.to_string() == *key);
-        let Some(index) = index else {
+        // Queries, keys and values that are kept apart are three layers of one id.
+        let named = |layer: &&Layer| layer.module == *key || layer.id.to_string() == *key;
+        let found: Vec<usize> = (0..layers.len()).filter(|&index| named(&layers[index])).collect();
+        if found.is_empty() {
             let (example, short) =
                 layers.first().map_or_else(Default::default, |l| (l.module.clone(), l.id.to_string()));
             return Err(LambdaProblem::UnusedEntry { key: key.clone(), example, short });
-        };
-        if let Some(first) = keys[index].replace(key) {
-            return Err(LambdaProblem::TwiceEntry { first: first.to_owned(), second: key.clone() });
         }
-        lambdas[index] = Some(*value);
+        for index in found {
+            if let Some(first) = keys[index].replace(key) {
+                return Err(LambdaProblem::TwiceEntry { first: first.to_owned(), second: key.clone() });
+            }
+            lambdas[index] = Some(*value);
+        }
     }
     Ok(lambdas)
 }

@@ -193,7 +193,7 @@ fn learned_pairs<'a>(
         check_depth(target, &aux.side, options)?;
     }
     let lambda_of = |layer: &Layer| {
-        let position = target.layers.as_slice().iter().position(|l| l.id == layer.id)?;
+        let position = target.layers.as_slice().iter().position(|l| l.weight == layer.weight)?;
         scales.get(position).copied().flatten()
     };
     chosen
@@ -275,7 +275,7 @@ fn counterpart<'a>(
     options: &FoldOptions,
     named: bool,
 ) -> Result<Option<&'a Layer>, FoldProblem> {
-    if let Some(found) = aux.layers.get(layer.id) {
+    if let Some(found) = aux.layers.get(layer.id, layer.part) {
         return Ok(Some(found));
     }
     if !named && options.depth_mismatch == DepthMismatch::First && !aux.layers.blocks().contains(&layer.id.block) {

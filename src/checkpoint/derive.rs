@@ -1,0 +1,322 @@
+//! State dicts made of others: the same tensors under other names, cut, stacked, transposed, or computed.
+//!
+//! Nothing is read when one is made. Whatever reads a tensor of it reads those that it is made of.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use super::{Bytes, Placement, StateDict, TensorData};
+use crate::container::StoredTensor;
+use crate::error::{Error, Result};
+use crate::tensor::{ByteOrder, DType, TensorSpec, contiguous_strides};
+
+/// How a tensor is made of the tensors of other state dicts.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expr {
+    /// A tensor as it is: the number of the state dict, and the index in it.
+    Tensor {
+        /// Which state dict.
+        input: usize,
+        /// The tensor's index in it.
+        tensor: usize,
+    },
+    /// A range along the first dimension, `x[first..first + count]`.
+    Rows {
+        /// Of what.
+        of: Box<Expr>,
+        /// The first one.
+        first: usize,
+        /// How many.
+        count: usize,
+    },
+    /// Dimensions in another order, as `torch.permute`.
+    Permuted {
+        /// What is permuted.
+        of: Box<Expr>,
+        /// For each dimension of the result, which one of the source it is.
+        order: Vec<usize>,
+    },
+    /// The same elements, row-major, in another shape, as `torch.reshape`.
+    Reshaped {
+        /// What is reshaped.
+        of: Box<Expr>,
+        /// The new shape.
+        shape: Vec<usize>,
+    },
+    /// One after another along the first dimension, as `torch.cat(dim=0)`; all of one type.
+    Stacked(Vec<Expr>),
+    /// Zeros of that type and shape.
+    Zeros {
+        /// The element type.
+        dtype: DType,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+}
+
+/// Why a tensor cannot be made.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeriveProblem {
+    /// There is no such tensor.
+    #[error("it is made of a tensor that is not there")]
+    NoTensor,
+    /// Rows past the end.
+    #[error("rows {first} to {end} are wanted of {shape:?}")]
+    Rows {
+        /// The first row.
+        first: usize,
+        /// The end of the last.
+        end: usize,
+        /// The shape that has not got them.
+        shape: Vec<usize>,
+    },
+    /// An order that is none of the dimensions.
+    #[error("{shape:?} cannot be put in the order {order:?}")]
+    Order {
+        /// The order.
+        order: Vec<usize>,
+        /// The shape.
+        shape: Vec<usize>,
+    },
+    /// Another number of elements.
+    #[error("{from:?} cannot be seen as {to:?}, which has another number of elements")]
+    Reshape {
+        /// The shape that there is.
+        from: Vec<usize>,
+        /// The shape that is wanted.
+        to: Vec<usize>,
+    },
+    /// Parts that do not fit together.
+    #[error("{first:?} ({first_type}) and {other:?} ({other_type}) do not stack")]
+    Stack {
+        /// The first part's shape.
+        first: Vec<usize>,
+        /// Its type.
+        first_type: DType,
+        /// The shape of the part that does not fit.
+        other: Vec<usize>,
+        /// Its type.
+        other_type: DType,
+    },
+    /// Larger than any memory.
+    #[error("it is larger than any memory")]
+    Overflow,
+}
+
+/// What an expression makes: its type and shape.
+type Kind = (DType, Vec<usize>);
+
+impl Expr {
+    /// The tensor `index` of the only state dict.
+    #[must_use]
+    pub fn tensor(index: usize) -> Expr {
+        Expr::Tensor { input: 0, tensor: index }
+    }
+
+    /// A matrix, transposed.
+    #[must_use]
+    pub fn transposed(self) -> Expr {
+        Expr::Permuted { of: Box::new(self), order: vec![1, 0] }
+    }
+
+    /// The tensor that this is, unchanged.
+    #[must_use]
+    pub fn plain(&self) -> Option<(usize, usize)> {
+        match *self {
+            Expr::Tensor { input, tensor } => Some((input, tensor)),
+            _ => None,
+        }
+    }
+
+    /// The type and shape of what it makes of the tensors `inputs`.
+    ///
+    /// # Errors
+    /// [`DeriveProblem`].
+    pub fn kind(&self, inputs: &[&[TensorSpec]]) -> Result<Kind, DeriveProblem> {
+        match self {
+            Expr::Tensor { input, tensor } => {
+                let spec = inputs.get(*input).and_then(|specs| specs.get(*tensor)).ok_or(DeriveProblem::NoTensor)?;
+                Ok((spec.dtype, spec.shape.clone()))
+            }
+            Expr::Rows { of, first, count } => {
+                let (dtype, mut shape) = of.kind(inputs)?;
+                let end = first.saturating_add(*count);
+                if shape.first().is_none_or(|&rows| end > rows) {
+                    return Err(DeriveProblem::Rows { first: *first, end, shape });
+                }
+                shape[0] = *count;
+                Ok((dtype, shape))
+            }
+            Expr::Permuted { of, order } => {
+                let (dtype, shape) = of.kind(inputs)?;
+                let mut sorted = order.clone();
+                sorted.sort_unstable();
+                if sorted.iter().copied().ne(0..shape.len()) {
+                    return Err(DeriveProblem::Order { order: order.clone(), shape });
+                }
+                Ok((dtype, order.iter().map(|&d| shape[d]).collect()))
+            }
+            Expr::Reshaped { of, shape } => {
+                let (dtype, from) = of.kind(inputs)?;
+                if numel(&from)? != numel(shape)? {
+                    return Err(DeriveProblem::Reshape { from, to: shape.clone() });
+                }
+                Ok((dtype, shape.clone()))
+            }
+            Expr::Stacked(parts) => {
+                let mut kinds = parts.iter().map(|part| part.kind(inputs));
+                let (dtype, mut shape) = kinds.next().ok_or(DeriveProblem::NoTensor)??;
+                for kind in kinds {
+                    let (other_type, other) = kind?;
+                    if other_type != dtype || shape.is_empty() || other.len() != shape.len() || other[1..] != shape[1..]
+                    {
+                        return Err(DeriveProblem::Stack { first: shape, first_type: dtype, other, other_type });
+                    }
+                    shape[0] = shape[0].checked_add(other[0]).ok_or(DeriveProblem::Overflow)?;
+                }
+                numel(&shape)?;
+                Ok((dtype, shape))
+            }
+            Expr::Zeros { dtype, shape } => {
+                numel(shape)?.checked_mul(dtype.size()).ok_or(DeriveProblem::Overflow)?;
+                Ok((*dtype, shape.clone()))
+            }
+        }
+    }
+
+    /// The elements, of tensors that [`Expr::kind`] accepts.
+    fn data<'c>(&self, inputs: &[StateDict<'c>]) -> Result<TensorData<'c>> {
+        match self {
+            Expr::Tensor { input, tensor } => inputs[*input].tensor(*tensor),
+            Expr::Rows { of, first, count } => {
+                let mut data = of.data(inputs)?;
+                let stored = data.stored.to_mut();
+                stored.offset += first * stored.strides[0];
+                stored.shape[0] = *count;
+                Ok(data)
+            }
+            Expr::Permuted { of, order } => {
+                let mut data = of.data(inputs)?;
+                let stored = data.stored.to_mut();
+                stored.shape = order.iter().map(|&d| stored.shape[d]).collect();
+                stored.strides = order.iter().map(|&d| stored.strides[d]).collect();
+                Ok(data)
+            }
+            Expr::Reshaped { of, shape } => {
+                let mut data = of.data(inputs)?;
+                if !crate::tensor::is_contiguous(&data.stored.shape, &data.stored.strides) {
+                    data = made(data.dtype(), shape, data.view().to_vec());
+                }
+                let stored = data.stored.to_mut();
+                (stored.strides, stored.shape) = (contiguous_strides(shape), shape.clone());
+                Ok(data)
+            }
+            Expr::Stacked(parts) => {
+                let (mut bytes, mut rows) = (Vec::new(), 0);
+                let mut first = None;
+                for part in parts {
+                    let data = part.data(inputs)?;
+                    data.view().for_each_piece(&mut Vec::new(), |piece| bytes.extend_from_slice(piece));
+                    rows += data.stored.shape[0];
+                    first.get_or_insert((data.dtype(), data.stored.shape.clone()));
+                }
+                // Of no parts there is no stack.
+                let (dtype, mut shape) = first.unwrap_or((DType::U8, vec![0]));
+                shape[0] = rows;
+                Ok(made(dtype, &shape, bytes))
+            }
+            Expr::Zeros { dtype, shape } => {
+                let bytes = shape.iter().product::<usize>() * dtype.size();
+                Ok(made(*dtype, shape, vec![0; bytes]))
+            }
+        }
+    }
+}
+
+fn numel(shape: &[usize]) -> Result<usize, DeriveProblem> {
+    shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(DeriveProblem::Overflow)
+}
+
+/// Contiguous little-endian elements that are in no file.
+fn made<'c>(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> TensorData<'c> {
+    let (shape, strides) = (shape.to_vec(), contiguous_strides(shape));
+    let stored = StoredTensor { dtype, shape, strides, offset: 0, storage: usize::MAX };
+    TensorData { stored: Cow::Owned(stored), order: ByteOrder::Little, storage: Bytes::Made(Arc::new(bytes)) }
+}
+
+/// What the tensors of a derived state dict are made of.
+#[derive(Clone, Debug)]
+pub(super) struct Derived<'c> {
+    inputs: Vec<StateDict<'c>>,
+    items: Vec<Expr>,
+    /// Row-major strides of what is no tensor of the inputs as it is.
+    strides: Vec<Vec<usize>>,
+}
+
+impl<'c> Derived<'c> {
+    pub(super) fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
+        self.items[index].data(&self.inputs)
+    }
+
+    pub(super) fn storage_run(&self, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {
+        match self.items[index].plain() {
+            Some((input, tensor)) => self.inputs[input].storage_run(tensor, first, count),
+            // What is made shares its elements with nothing.
+            None => {
+                let numel = self.tensor(index)?.view().numel();
+                let flat = Expr::Reshaped { of: Box::new(self.items[index].clone()), shape: vec![numel] };
+                Expr::Rows { of: Box::new(flat), first, count }.data(&self.inputs)
+            }
+        }
+    }
+
+    pub(super) fn placement(&self, index: usize) -> Placement<'_> {
+        match self.items[index].plain() {
+            Some((input, tensor)) => {
+                // Storages of different files are different.
+                let placement = self.inputs[input].placement(tensor);
+                Placement { storage: placement.storage * self.inputs.len() + input, ..placement }
+            }
+            None => {
+                let storage = usize::MAX - index;
+                Placement { storage, offset: 0, strides: &self.strides[index], contiguous: true }
+            }
+        }
+    }
+
+    pub(super) fn inputs(&self) -> &[StateDict<'c>] {
+        &self.inputs
+    }
+}
+
+impl<'c> StateDict<'c> {
+    /// A state dict of the tensors `items`, made of those of this one, which is input 0 and the one that messages speak of, and
+    /// of `others`.
+    ///
+    /// # Errors
+    /// [`Error::Tensor`] naming the item whose parts do not fit together, or whose name another one has.
+    pub fn derived(self, others: Vec<StateDict<'c>>, items: Vec<(String, Expr)>) -> Result<StateDict<'c>> {
+        let first = self.clone();
+        let inputs: Vec<StateDict<'c>> = std::iter::once(self).chain(others).collect();
+        let path = || first.checkpoint.path.clone();
+        let specs: Vec<&[TensorSpec]> = inputs.iter().map(StateDict::specs).collect();
+        let specs = items
+            .iter()
+            .map(|(name, item)| match item.kind(&specs) {
+                Ok((dtype, shape)) => Ok(TensorSpec { name: name.clone(), dtype, shape }),
+                Err(problem) => Err(Error::Tensor { path: path(), tensor: name.clone(), problem: problem.into() }),
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let strides = specs.iter().map(|spec| contiguous_strides(&spec.shape)).collect();
+        let mut by_name: Vec<usize> = (0..specs.len()).collect();
+        by_name.sort_by(|&a, &b| specs[a].name.cmp(&specs[b].name));
+        if let Some([twice, _]) = by_name.array_windows().find(|[a, b]| specs[*a].name == specs[*b].name) {
+            let (tensor, problem) = (specs[*twice].name.clone(), super::TensorProblem::DuplicateName);
+            return Err(Error::Tensor { path: path(), tensor, problem });
+        }
+        let items = items.into_iter().map(|(_, item)| item).collect();
+        let derived = Arc::new(Derived { inputs, items, strides });
+        Ok(StateDict { specs, by_name, derived: Some(derived), stored: Vec::new(), ..first })
+    }
+}

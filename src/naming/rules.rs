@@ -1,0 +1,246 @@
+//! The rules of a family: what its tensors are in timm's names.
+
+use regex::Regex;
+
+use super::template::{Slots, Template};
+use crate::checkpoint::Expr;
+use crate::tensor::{DType, TensorSpec};
+
+/// A rule as written in a table.
+#[derive(Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MapRow {
+    /// The name in timm.
+    to: String,
+    /// The names in the family: one, or those that are stacked along the first dimension; `0` stands for zeros.
+    from: OneOrMore,
+    /// Dimensions that become one: `[[0], [1, 2]]`.
+    #[serde(default)]
+    merge: Option<Vec<Vec<usize>>>,
+    /// The order that dimensions are then put in.
+    #[serde(default)]
+    order: Option<Vec<usize>>,
+    /// Dimensions of 1 that are then put before the others.
+    #[serde(default)]
+    unsqueeze: usize,
+}
+
+#[derive(Clone, serde::Deserialize)]
+#[serde(untagged)]
+enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+/// Tensors that are left out, or that timm's ViT has no place for.
+#[derive(Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LeaveRow {
+    /// A regular expression over names.
+    name: String,
+    /// Why, for the user.
+    because: String,
+}
+
+/// One place of a rule.
+#[derive(Clone, Debug)]
+enum Part {
+    /// A tensor of that name.
+    Name(Template),
+    /// Zeros, of the type and shape of its neighbours.
+    Zeros,
+}
+
+/// What becomes of a tensor's dimensions, apart from stacking.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Shaping {
+    merge: Option<Vec<Vec<usize>>>,
+    order: Option<Vec<usize>>,
+    unsqueeze: usize,
+}
+
+/// A rule: one tensor in timm, and what it is made of.
+#[derive(Clone, Debug)]
+pub(super) struct Rule {
+    to: Template,
+    parts: Vec<Part>,
+    shaping: Shaping,
+}
+
+/// Names to leave out, and why.
+#[derive(Clone, Debug)]
+pub(super) struct Leave {
+    pub(super) name: Regex,
+    pub(super) because: String,
+}
+
+impl Leave {
+    pub(super) fn new(row: &LeaveRow) -> Result<Leave, String> {
+        let name = Regex::new(&row.name).map_err(|error| error.to_string())?;
+        Ok(Leave { name, because: row.because.clone() })
+    }
+}
+
+/// Where a tensor of a family goes: the name in timm, and which part of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The rule that says so.
+    pub(super) rule: usize,
+    /// The name in timm.
+    pub(super) to: String,
+    /// Which part of it.
+    pub(super) part: usize,
+}
+
+impl Rule {
+    pub(super) fn new(row: &MapRow) -> Result<Rule, String> {
+        let names = match &row.from {
+            OneOrMore::One(name) => std::slice::from_ref(name),
+            OneOrMore::More(names) => names,
+        };
+        // A stack of layers with a lambda each has none of its own.
+        let to = Template::new(&row.to, names.len() == 1)?;
+        let part = |name: &String| match name.as_str() {
+            "0" => Ok(Part::Zeros),
+            name => Template::new(name, names.len() == 1).map(Part::Name),
+        };
+        let parts: Vec<Part> = names.iter().map(part).collect::<Result<_, String>>()?;
+        let named = |part: &&Part| matches!(part, Part::Name(_));
+        if parts.iter().filter(named).count() == 0 {
+            return Err(format!("{:?} is made of no tensor", row.to));
+        }
+        for part in &parts {
+            if let Part::Name(name) = part
+                && !(name.slots_are_in(&to) && to.slots_are_in(name))
+            {
+                return Err(format!("{:?} and what it is made of have other slots", row.to));
+            }
+        }
+        let shaping = Shaping { merge: row.merge.clone(), order: row.order.clone(), unsqueeze: row.unsqueeze };
+        Ok(Rule { to, parts, shaping })
+    }
+
+    /// Where the tensor `name` goes by this rule.
+    fn place(&self, rule: usize, name: &str) -> Option<Place> {
+        self.parts.iter().enumerate().find_map(|(part, wanted)| {
+            let Part::Name(template) = wanted else { return None };
+            let to = self.to.write(&template.matches(name)?)?;
+            Some(Place { rule, to, part })
+        })
+    }
+
+    /// How many parts it has.
+    pub(super) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Whether a tensor of the family is one of timm's as it is, or rows of it.
+    pub(super) fn keeps_elements(&self) -> bool {
+        self.shaping.merge.is_none() && self.shaping.order.is_none()
+    }
+
+    /// The tensor in timm, of the tensors that were found for the parts; the first part that is missing, by the name that it
+    /// has for `to`.
+    pub(super) fn assemble(&self, to: &str, found: &[Option<usize>], specs: &[TensorSpec]) -> Result<Expr, String> {
+        let slots = self.to.matches(to).unwrap_or_default();
+        let sibling = found.iter().flatten().next().map(|&tensor| &specs[tensor]);
+        let mut parts = Vec::with_capacity(self.parts.len());
+        for (part, tensor) in self.parts.iter().zip(found) {
+            parts.push(match (part, tensor) {
+                (Part::Name(_), Some(tensor)) => self.shaping.apply(Expr::tensor(*tensor), &specs[*tensor].shape),
+                (Part::Name(name), None) => return Err(name.write(&slots).unwrap_or_default()),
+                (Part::Zeros, _) => {
+                    let (dtype, shape) = sibling.map_or((DType::F32, vec![0]), |s| (s.dtype, s.shape.clone()));
+                    Expr::Zeros { dtype, shape }
+                }
+            });
+        }
+        if parts.len() == 1
+            && let Some(only) = parts.pop()
+        {
+            return Ok(only);
+        }
+        Ok(Expr::Stacked(parts))
+    }
+
+    /// The tensors of the family that timm's tensor `name`, of that shape and index, becomes, and the rows of it that have to be
+    /// zero since the family does not keep them; `None` if the rule does not go back.
+    pub(super) fn split(&self, name: &str, tensor: usize, shape: &[usize]) -> Option<Split> {
+        let slots: Slots = self.to.matches(name)?;
+        let mut split = Split::default();
+        if self.parts.len() == 1 {
+            let Some(Part::Name(template)) = self.parts.first() else { return None };
+            let back = self.shaping.undo(Expr::tensor(tensor), shape)?;
+            split.tensors.push((template.write(&slots)?, back));
+            return Some(split);
+        }
+        let rows = shape.first().filter(|rows| *rows % self.parts.len() == 0)? / self.parts.len();
+        for (number, part) in self.parts.iter().enumerate() {
+            let of = Box::new(Expr::tensor(tensor));
+            let piece = Expr::Rows { of, first: number * rows, count: rows };
+            match part {
+                Part::Zeros => split.zeros.push(piece),
+                Part::Name(template) => {
+                    let mut piece_shape = shape.to_vec();
+                    piece_shape[0] = rows;
+                    split.tensors.push((template.write(&slots)?, self.shaping.undo(piece, &piece_shape)?));
+                }
+            }
+        }
+        Some(split)
+    }
+}
+
+/// What a tensor of timm's becomes in a family.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Split {
+    /// The tensors, by name.
+    pub(crate) tensors: Vec<(String, Expr)>,
+    /// What is left out, and has to be zero for that.
+    pub(crate) zeros: Vec<Expr>,
+}
+
+impl Shaping {
+    /// Applies it to a tensor of that shape. What does not fit is found when the expression's shape is worked out.
+    fn apply(&self, mut expr: Expr, shape: &[usize]) -> Expr {
+        let mut shape = shape.to_vec();
+        if let Some(groups) = &self.merge
+            && groups.iter().flatten().copied().eq(0..shape.len())
+        {
+            shape = groups.iter().map(|group| group.iter().map(|&d| shape[d]).product()).collect();
+            expr = Expr::Reshaped { of: Box::new(expr), shape: shape.clone() };
+        }
+        if let Some(order) = &self.order {
+            shape = order.iter().map(|&d| shape.get(d).copied().unwrap_or(0)).collect();
+            expr = Expr::Permuted { of: Box::new(expr), order: order.clone() };
+        }
+        if self.unsqueeze > 0 {
+            let shape = [vec![1; self.unsqueeze], shape].concat();
+            expr = Expr::Reshaped { of: Box::new(expr), shape };
+        }
+        expr
+    }
+
+    /// The tensor that it was applied to; `None` if it cannot be told.
+    fn undo(&self, mut expr: Expr, shape: &[usize]) -> Option<Expr> {
+        if self.merge.is_some() {
+            return None;
+        }
+        if self.unsqueeze > 0 {
+            if shape.iter().take(self.unsqueeze).any(|&d| d != 1) || shape.len() < self.unsqueeze {
+                return None;
+            }
+            expr = Expr::Reshaped { of: Box::new(expr), shape: shape[self.unsqueeze..].to_vec() };
+        }
+        if let Some(order) = &self.order {
+            let back = (0..order.len()).map(|d| order.iter().position(|&o| o == d)).collect::<Option<_>>()?;
+            expr = Expr::Permuted { of: Box::new(expr), order: back };
+        }
+        Some(expr)
+    }
+}
+
+/// Where the tensor `name` goes: the first rule that has a place for it.
+pub(super) fn place(rules: &[Rule], name: &str) -> Option<Place> {
+    rules.iter().enumerate().find_map(|(number, rule)| rule.place(number, name))
+}
