@@ -89,8 +89,8 @@ pub mod verify;
 mod write;
 
 pub use checkpoint::{
-    Checkpoint, DeriveProblem, Expr, MAX_VALUES_SHOWN, Placement, Root, RootChoice, RootProblem, Shard, StateDict,
-    TensorData, TensorProblem,
+    Checkpoint, DeriveProblem, Expr, MAX_VALUES_SHOWN, Operation, OperationProblem, Placement, Root, RootChoice,
+    RootProblem, Shard, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
     Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,

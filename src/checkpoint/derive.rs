@@ -5,10 +5,11 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use super::compute::{Operation, OperationProblem};
 use super::{Bytes, Placement, StateDict, TensorData};
 use crate::container::StoredTensor;
 use crate::error::{Error, Result};
-use crate::tensor::{ByteOrder, DType, TensorSpec, contiguous_strides};
+use crate::tensor::{ByteOrder, DType, TensorSpec, contiguous_strides, decode_f64};
 
 /// How a tensor is made of the tensors of other state dicts.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,10 +21,12 @@ pub enum Expr {
         /// The tensor's index in it.
         tensor: usize,
     },
-    /// A range along the first dimension, `x[first..first + count]`.
-    Rows {
+    /// A range along a dimension, as `torch.narrow`.
+    Narrow {
         /// Of what.
         of: Box<Expr>,
+        /// Along which dimension.
+        dim: usize,
         /// The first one.
         first: usize,
         /// How many.
@@ -45,6 +48,13 @@ pub enum Expr {
     },
     /// One after another along the first dimension, as `torch.cat(dim=0)`; all of one type.
     Stacked(Vec<Expr>),
+    /// Numbers computed from others, in float32: its type is that, whatever theirs is.
+    Computed {
+        /// What is computed.
+        op: Operation,
+        /// From what.
+        of: Vec<Expr>,
+    },
     /// Zeros of that type and shape.
     Zeros {
         /// The element type.
@@ -61,16 +71,24 @@ pub enum DeriveProblem {
     /// There is no such tensor.
     #[error("it is made of a tensor that is not there")]
     NoTensor,
-    /// Rows past the end.
-    #[error("rows {first} to {end} are wanted of {shape:?}")]
-    Rows {
-        /// The first row.
+    /// A range past the end.
+    #[error("{first} to {end} are wanted of dimension {dim} of {shape:?}")]
+    Range {
+        /// The dimension.
+        dim: usize,
+        /// The first one.
         first: usize,
         /// The end of the last.
         end: usize,
         /// The shape that has not got them.
         shape: Vec<usize>,
     },
+    /// Numbers that cannot be computed with.
+    #[error("it is to be computed from {0}; numbers are computed from float64, float32, float16 and bfloat16")]
+    Type(DType),
+    /// What it is to be computed from does not fit.
+    #[error("{0}")]
+    Operation(OperationProblem),
     /// An order that is none of the dimensions.
     #[error("{shape:?} cannot be put in the order {order:?}")]
     Order {
@@ -120,6 +138,25 @@ impl Expr {
         Expr::Permuted { of: Box::new(self), order: vec![1, 0] }
     }
 
+    /// Rows of it: a range along the first dimension.
+    #[must_use]
+    pub fn rows(self, first: usize, count: usize) -> Expr {
+        Expr::Narrow { of: Box::new(self), dim: 0, first, count }
+    }
+
+    /// The type that the tensors it is made of are stored in: that of the first one.
+    ///
+    /// # Errors
+    /// As [`Expr::kind`].
+    pub fn stored_dtype(&self, inputs: &[&[TensorSpec]]) -> Result<DType, DeriveProblem> {
+        match self {
+            Expr::Computed { of, .. } => of.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
+            Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.stored_dtype(inputs),
+            Expr::Stacked(parts) => parts.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
+            Expr::Tensor { .. } | Expr::Zeros { .. } => self.kind(inputs).map(|(dtype, _)| dtype),
+        }
+    }
+
     /// The tensor that this is, unchanged.
     #[must_use]
     pub fn plain(&self) -> Option<(usize, usize)> {
@@ -139,14 +176,22 @@ impl Expr {
                 let spec = inputs.get(*input).and_then(|specs| specs.get(*tensor)).ok_or(DeriveProblem::NoTensor)?;
                 Ok((spec.dtype, spec.shape.clone()))
             }
-            Expr::Rows { of, first, count } => {
+            Expr::Narrow { of, dim, first, count } => {
                 let (dtype, mut shape) = of.kind(inputs)?;
                 let end = first.saturating_add(*count);
-                if shape.first().is_none_or(|&rows| end > rows) {
-                    return Err(DeriveProblem::Rows { first: *first, end, shape });
+                if shape.get(*dim).is_none_or(|&size| end > size) {
+                    return Err(DeriveProblem::Range { dim: *dim, first: *first, end, shape });
                 }
-                shape[0] = *count;
+                shape[*dim] = *count;
                 Ok((dtype, shape))
+            }
+            Expr::Computed { op, of } => {
+                let kinds = of.iter().map(|of| of.kind(inputs)).collect::<Result<Vec<_>, _>>()?;
+                if let Some((dtype, _)) = kinds.iter().find(|(dtype, _)| !dtype.is_foldable()) {
+                    return Err(DeriveProblem::Type(*dtype));
+                }
+                let shapes: Vec<&[usize]> = kinds.iter().map(|(_, shape)| shape.as_slice()).collect();
+                Ok((DType::F32, op.shape(&shapes).map_err(DeriveProblem::Operation)?))
             }
             Expr::Permuted { of, order } => {
                 let (dtype, shape) = of.kind(inputs)?;
@@ -189,12 +234,27 @@ impl Expr {
     fn data<'c>(&self, inputs: &[StateDict<'c>]) -> Result<TensorData<'c>> {
         match self {
             Expr::Tensor { input, tensor } => inputs[*input].tensor(*tensor),
-            Expr::Rows { of, first, count } => {
+            Expr::Narrow { of, dim, first, count } => {
                 let mut data = of.data(inputs)?;
                 let stored = data.stored.to_mut();
-                stored.offset += first * stored.strides[0];
-                stored.shape[0] = *count;
+                stored.offset += first * stored.strides[*dim];
+                stored.shape[*dim] = *count;
                 Ok(data)
+            }
+            Expr::Computed { op, of } => {
+                let data = of.iter().map(|of| of.data(inputs)).collect::<Result<Vec<_>>>()?;
+                let values: Vec<Vec<f32>> = data.iter().map(floats).collect();
+                let arrays: Vec<(&[f32], &[usize])> =
+                    values.iter().zip(&data).map(|(v, d)| (v.as_slice(), d.stored.shape.as_slice())).collect();
+                let shapes: Vec<&[usize]> = arrays.iter().map(|(_, shape)| *shape).collect();
+                let wrong = |problem: OperationProblem| Error::Tensor {
+                    path: inputs[0].checkpoint.path.clone(),
+                    tensor: format!("{op}"),
+                    problem: DeriveProblem::Operation(problem).into(),
+                };
+                let shape = op.shape(&shapes).map_err(wrong)?;
+                let result = op.apply(&arrays).map_err(wrong)?;
+                Ok(made(DType::F32, &shape, result.iter().flat_map(|x| x.to_le_bytes()).collect()))
             }
             Expr::Permuted { of, order } => {
                 let mut data = of.data(inputs)?;
@@ -234,6 +294,19 @@ impl Expr {
     }
 }
 
+/// The elements as float32; of types that [`Expr::kind`] has looked at.
+fn floats(data: &TensorData<'_>) -> Vec<f32> {
+    let (mut values, mut wide) = (Vec::with_capacity(data.view().numel()), Vec::new());
+    data.view().for_each_piece(&mut Vec::new(), |bytes| {
+        wide.clear();
+        // The type is one of those that can be decoded.
+        if decode_f64(data.dtype(), bytes, &mut wide).is_ok() {
+            values.extend(wide.iter().map(|&x| x as f32));
+        }
+    });
+    values
+}
+
 fn numel(shape: &[usize]) -> Result<usize, DeriveProblem> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(DeriveProblem::Overflow)
 }
@@ -266,7 +339,7 @@ impl<'c> Derived<'c> {
             None => {
                 let numel = self.tensor(index)?.view().numel();
                 let flat = Expr::Reshaped { of: Box::new(self.items[index].clone()), shape: vec![numel] };
-                Expr::Rows { of: Box::new(flat), first, count }.data(&self.inputs)
+                flat.rows(first, count).data(&self.inputs)
             }
         }
     }

@@ -1,6 +1,7 @@
 //! A checkpoint file, opened: the one type that everything else reads from.
 
 mod assemble;
+mod compute;
 mod derive;
 mod roots;
 mod shard;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use compute::{Operation, OperationProblem};
 pub use derive::{DeriveProblem, Expr};
 pub use roots::{Root, RootChoice, RootProblem};
 pub use shard::Shard;

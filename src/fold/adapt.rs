@@ -80,7 +80,7 @@ impl Adapter<'_> {
                 let thirds = rows.filter(|rows| rows % STACKED == 0).map(|rows| rows / STACKED);
                 // Where there are no thirds, too many rows: an error that says how many there are.
                 let (first, count) = thirds.map_or((0, usize::MAX), |third| (part * third, third));
-                Expr::Rows { of: Box::new(mapped.expr.clone()), first, count }
+                mapped.expr.clone().rows(first, count)
             }
         };
         let name = self.name(mapped, part);

@@ -47,6 +47,12 @@ struct Table {
     #[serde(default)]
     anchor: Option<String>,
     evidence: Vec<EvidenceRow>,
+    /// What else may stand before its names, whole: `opt/target/`.
+    #[serde(default)]
+    prefixes: Vec<String>,
+    /// Whether the class token takes up its position where there are registers.
+    #[serde(default)]
+    class_position: bool,
     #[serde(default)]
     map: Vec<MapRow>,
     #[serde(default)]
@@ -93,12 +99,6 @@ fn oblong_grid(shape: &[usize]) -> bool {
     matches!(*shape, [_, tokens, _] if !square(tokens) && !square(tokens.saturating_sub(1)))
 }
 
-/// Whether `prefix` is made of the names of modules that are known to be wrapped around models.
-pub(super) fn is_wrapper(prefix: &str) -> bool {
-    prefix.is_empty()
-        || prefix.strip_suffix('.').is_some_and(|modules| modules.split('.').all(|module| WRAPPERS.contains(&module)))
-}
-
 /// A family of checkpoints: how it names its tensors, and what it is recognised by.
 pub struct Family {
     name: String,
@@ -106,6 +106,8 @@ pub struct Family {
     pub(super) anchor: Template,
     pub(super) anchor_text: String,
     evidence: Vec<Evidence>,
+    prefixes: Vec<String>,
+    pub(super) class_position: bool,
     pub(super) rules: Vec<Rule>,
     pub(super) drop: Vec<Leave>,
     pub(super) refuse: Vec<Leave>,
@@ -167,6 +169,8 @@ impl Family {
             anchor: Template::new(&anchor_text, false).map_err(wrong)?,
             anchor_text,
             evidence: table.evidence.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong)?,
+            prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
+            class_position: table.class_position,
             rules: from().flat_map(|t| &t.map).map(Rule::new).collect::<Result<_, _>>().map_err(wrong)?,
             drop: from().flat_map(|t| &t.drop).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
             refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
@@ -199,6 +203,15 @@ impl Family {
     pub fn timm() -> Arc<Family> {
         // A test looks for it.
         Family::named("timm").unwrap_or_else(|| unreachable!("there is a table of timm's names"))
+    }
+
+    /// Whether `prefix` may stand before this family's names: the names of modules that are known to be wrapped around models, or
+    /// what its table says.
+    pub(super) fn is_prefix(&self, prefix: &str) -> bool {
+        let modules = prefix.strip_suffix('.');
+        prefix.is_empty()
+            || modules.is_some_and(|modules| modules.split('.').all(|module| WRAPPERS.contains(&module)))
+            || self.prefixes.iter().any(|known| known == prefix)
     }
 
     /// Whether each piece of this family's evidence is found in the tensors `specs`.

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Family;
-use super::rules::place;
-use crate::checkpoint::Expr;
+use super::rules::places;
+use crate::checkpoint::{Expr, Operation};
 use crate::tensor::TensorSpec;
 
 /// Names that a message lists.
@@ -133,6 +133,32 @@ impl Mapping {
     }
 }
 
+impl Mapping {
+    /// DINOv2 adds a position to the class token; timm's model with registers has positions of the patches alone. There the
+    /// token takes up its position, which is the same sum.
+    fn give_class_its_position(&mut self, specs: &[TensorSpec]) {
+        let find = |name: &str| self.tensors.iter().position(|mapped| mapped.name == name);
+        let (Some(_), Some(token), Some(table)) = (find("reg_token"), find("cls_token"), find("pos_embed")) else {
+            return;
+        };
+        let Ok((_, shape)) = self.tensors[table].expr.kind(&[specs]) else { return };
+        let &[_, positions, _] = shape.as_slice() else { return };
+        let positions_from = |first: usize, count: usize| Expr::Narrow {
+            of: Box::new(self.tensors[table].expr.clone()),
+            dim: 1,
+            first,
+            count,
+        };
+        let sum = vec![self.tensors[token].expr.clone(), positions_from(0, 1)];
+        let patches = positions_from(1, positions.saturating_sub(1));
+        self.tensors[token].expr = Expr::Computed { op: Operation::Sum, of: sum };
+        self.tensors[table].expr = patches;
+        for changed in [token, table] {
+            self.tensors[changed].keeps_elements = false;
+        }
+    }
+}
+
 impl Family {
     /// What stands before this family's names among `specs`: nothing, or the names of modules that are known to be
     /// wrapped around models.
@@ -141,7 +167,7 @@ impl Family {
     /// [`MapProblem::NotThatFamily`], [`MapProblem::SeveralModels`].
     pub fn prefix(&self, specs: &[TensorSpec]) -> Result<String, MapProblem> {
         let found = specs.iter().filter_map(|spec| self.anchor.suffix_of(&spec.name));
-        let prefixes: BTreeSet<&str> = found.filter(|prefix| super::family::is_wrapper(prefix)).collect();
+        let prefixes: BTreeSet<&str> = found.filter(|prefix| self.is_prefix(prefix)).collect();
         let mut prefixes: Vec<String> = prefixes.into_iter().map(str::to_owned).collect();
         match (prefixes.pop(), prefixes.is_empty()) {
             (Some(prefix), true) => Ok(prefix),
@@ -175,21 +201,23 @@ impl Family {
                 continue;
             }
             let own = spec.name.strip_prefix(mapping.prefix.as_str());
-            let Some(at) = own.and_then(|name| place(&self.rules, name)) else {
+            let places = own.map(|name| places(&self.rules, name)).unwrap_or_default();
+            if places.is_empty() {
                 mapping.unknown.push(index);
-                continue;
-            };
-            let entry = *by_name.entry(at.to.clone()).or_insert(found.len());
-            if entry == found.len() {
-                found.push((at.to.clone(), at.rule, vec![None; self.rules[at.rule].parts()]));
             }
-            let (_, rule, parts) = &mut found[entry];
-            let taken = if *rule == at.rule { parts[at.part] } else { parts.iter().flatten().next().copied() };
-            if let Some(first) = taken {
-                let (first, second) = (specs[first].name.clone(), spec.name.clone());
-                return Err(MapProblem::Twice { to: at.to, first, second });
+            for at in places {
+                let entry = *by_name.entry(at.to.clone()).or_insert(found.len());
+                if entry == found.len() {
+                    found.push((at.to.clone(), at.rule, vec![None; self.rules[at.rule].parts()]));
+                }
+                let (_, rule, parts) = &mut found[entry];
+                let taken = if *rule == at.rule { parts[at.part] } else { parts.iter().flatten().next().copied() };
+                if let Some(first) = taken {
+                    let (first, second) = (specs[first].name.clone(), spec.name.clone());
+                    return Err(MapProblem::Twice { to: at.to, first, second });
+                }
+                parts[at.part] = Some(index);
             }
-            parts[at.part] = Some(index);
         }
         for (to, rule, sources) in found {
             let rule = &self.rules[rule];
@@ -199,6 +227,9 @@ impl Family {
                 missing: format!("{}{missing}", mapping.prefix),
             })?;
             mapping.tensors.push(Mapped { name: to, expr, sources, keeps_elements: rule.keeps_elements() });
+        }
+        if self.class_position {
+            mapping.give_class_its_position(specs);
         }
         Ok(mapping)
     }

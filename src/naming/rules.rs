@@ -14,6 +14,9 @@ pub(super) struct MapRow {
     to: String,
     /// The names in the family: one, or those that are stacked along the first dimension; `0` stands for zeros.
     from: OneOrMore,
+    /// The rows that are taken, `[first, end, of]`: `[1, 3, 3]` are the last two thirds. Other rules may take the others.
+    #[serde(default)]
+    rows: Option<[usize; 3]>,
     /// Dimensions that become one: `[[0], [1, 2]]`.
     #[serde(default)]
     merge: Option<Vec<Vec<usize>>>,
@@ -54,6 +57,7 @@ enum Part {
 /// What becomes of a tensor's dimensions, apart from stacking.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Shaping {
+    rows: Option<[usize; 3]>,
     merge: Option<Vec<Vec<usize>>>,
     order: Option<Vec<usize>>,
     unsqueeze: usize,
@@ -116,7 +120,8 @@ impl Rule {
                 return Err(format!("{:?} and what it is made of have other slots", row.to));
             }
         }
-        let shaping = Shaping { merge: row.merge.clone(), order: row.order.clone(), unsqueeze: row.unsqueeze };
+        let shaping =
+            Shaping { rows: row.rows, merge: row.merge.clone(), order: row.order.clone(), unsqueeze: row.unsqueeze };
         Ok(Rule { to, parts, shaping })
     }
 
@@ -136,7 +141,7 @@ impl Rule {
 
     /// Whether a tensor of the family is one of timm's as it is, or rows of it.
     pub(super) fn keeps_elements(&self) -> bool {
-        self.shaping.merge.is_none() && self.shaping.order.is_none()
+        self.shaping.merge.is_none() && self.shaping.order.is_none() && self.shaping.rows.is_none()
     }
 
     /// The tensor in timm, of the tensors that were found for the parts; the first part that is missing, by the name that it
@@ -176,8 +181,7 @@ impl Rule {
         }
         let rows = shape.first().filter(|rows| *rows % self.parts.len() == 0)? / self.parts.len();
         for (number, part) in self.parts.iter().enumerate() {
-            let of = Box::new(Expr::tensor(tensor));
-            let piece = Expr::Rows { of, first: number * rows, count: rows };
+            let piece = Expr::tensor(tensor).rows(number * rows, rows);
             match part {
                 Part::Zeros => split.zeros.push(piece),
                 Part::Name(template) => {
@@ -204,6 +208,13 @@ impl Shaping {
     /// Applies it to a tensor of that shape. What does not fit is found when the expression's shape is worked out.
     fn apply(&self, mut expr: Expr, shape: &[usize]) -> Expr {
         let mut shape = shape.to_vec();
+        if let Some([first, end, of]) = self.rows {
+            // Where there are no such parts, too many rows: an error that says how many there are.
+            let part = shape.first().filter(|rows| of > 0 && **rows % of == 0).map(|rows| rows / of);
+            let (first, count) = part.map_or((0, usize::MAX), |part| (first * part, end.saturating_sub(first) * part));
+            expr = expr.rows(first, count);
+            shape.iter_mut().take(1).for_each(|rows| *rows = count);
+        }
         if let Some(groups) = &self.merge
             && groups.iter().flatten().copied().eq(0..shape.len())
         {
@@ -223,7 +234,7 @@ impl Shaping {
 
     /// The tensor that it was applied to; `None` if it cannot be told.
     fn undo(&self, mut expr: Expr, shape: &[usize]) -> Option<Expr> {
-        if self.merge.is_some() {
+        if self.merge.is_some() || self.rows.is_some() {
             return None;
         }
         if self.unsqueeze > 0 {
@@ -240,7 +251,13 @@ impl Shaping {
     }
 }
 
-/// Where the tensor `name` goes: the first rule that has a place for it.
-pub(super) fn place(rules: &[Rule], name: &str) -> Option<Place> {
-    rules.iter().enumerate().find_map(|(number, rule)| rule.place(number, name))
+/// Where the tensor `name` goes: the first rule that has a place for it; all of them where rules take some rows of it.
+pub(super) fn places(rules: &[Rule], name: &str) -> Vec<Place> {
+    let mut found = rules.iter().enumerate().filter_map(|(number, rule)| rule.place(number, name));
+    let Some(first) = found.next() else { return Vec::new() };
+    if rules[first.rule].shaping.rows.is_none() {
+        return vec![first];
+    }
+    let more = found.filter(|place| rules[place.rule].shaping.rows.is_some());
+    std::iter::once(first).chain(more).collect()
 }

@@ -122,7 +122,7 @@ impl Template {
 
     /// What stands before this form in `name`, which ends in it.
     pub(super) fn suffix_of<'n>(&self, name: &'n str) -> Option<&'n str> {
-        let starts = std::iter::once(0).chain(name.match_indices('.').map(|(dot, _)| dot + 1));
+        let starts = std::iter::once(0).chain(name.match_indices(['.', '/']).map(|(dot, _)| dot + 1));
         starts.map(|start| name.split_at(start)).find(|(_, rest)| self.regex.is_match(rest)).map(|(before, _)| before)
     }
 
