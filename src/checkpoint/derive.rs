@@ -3,6 +3,7 @@
 //! Nothing is read when one is made. Whatever reads a tensor of it reads those that it is made of.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compute::{Operation, OperationProblem};
@@ -325,6 +326,8 @@ pub(super) struct Derived<'c> {
     items: Vec<Expr>,
     /// Row-major strides of what is no tensor of the inputs as it is.
     strides: Vec<Vec<usize>>,
+    /// For each tensor a number that two of them share exactly if they share a storage.
+    storages: Vec<usize>,
 }
 
 impl<'c> Derived<'c> {
@@ -345,16 +348,10 @@ impl<'c> Derived<'c> {
     }
 
     pub(super) fn placement(&self, index: usize) -> Placement<'_> {
+        let storage = self.storages[index];
         match self.items[index].plain() {
-            Some((input, tensor)) => {
-                // Storages of different files are different.
-                let placement = self.inputs[input].placement(tensor);
-                Placement { storage: placement.storage * self.inputs.len() + input, ..placement }
-            }
-            None => {
-                let storage = usize::MAX - index;
-                Placement { storage, offset: 0, strides: &self.strides[index], contiguous: true }
-            }
+            Some((input, tensor)) => Placement { storage, ..self.inputs[input].placement(tensor) },
+            None => Placement { storage, offset: 0, strides: &self.strides[index], contiguous: true },
         }
     }
 
@@ -388,8 +385,14 @@ impl<'c> StateDict<'c> {
             let (tensor, problem) = (specs[*twice].name.clone(), super::TensorProblem::DuplicateName);
             return Err(Error::Tensor { path: path(), tensor, problem });
         }
-        let items = items.into_iter().map(|(_, item)| item).collect();
-        let derived = Arc::new(Derived { inputs, items, strides });
+        let items: Vec<Expr> = items.into_iter().map(|(_, item)| item).collect();
+        let mut known = BTreeMap::new();
+        let storage = |(index, item): (usize, &Expr)| match item.plain() {
+            Some((input, tensor)) => *known.entry((input, inputs[input].placement(tensor).storage)).or_insert(index),
+            None => index,
+        };
+        let storages = items.iter().enumerate().map(storage).collect();
+        let derived = Arc::new(Derived { inputs, items, strides, storages });
         Ok(StateDict { specs, by_name, derived: Some(derived), stored: Vec::new(), ..first })
     }
 }
