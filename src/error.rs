@@ -192,6 +192,15 @@ pub enum Error {
         /// What is wrong.
         problem: RootProblem,
     },
+    /// A checkpoint cannot be converted as asked for.
+    #[cfg(feature = "verify")]
+    #[error("{}: {problem}", path.display())]
+    Convert {
+        /// The file.
+        path: PathBuf,
+        /// What stands in the way.
+        problem: Box<crate::convert::ConvertProblem>,
+    },
     /// The linear layers cannot be found.
     #[error("{}: {problem}", path.display())]
     Match {

@@ -72,6 +72,8 @@
 mod checkpoint;
 mod container;
 #[cfg(feature = "verify")]
+pub mod convert;
+#[cfg(feature = "verify")]
 pub mod data;
 mod diff;
 mod engine;
@@ -82,6 +84,7 @@ pub mod model;
 mod naming;
 pub mod pickle;
 mod plan;
+pub mod remodel;
 pub mod scan;
 pub mod tensor;
 #[cfg(feature = "verify")]

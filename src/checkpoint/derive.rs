@@ -66,7 +66,7 @@ pub enum Expr {
 }
 
 /// Why a tensor cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeriveProblem {
     /// There is no such tensor.
@@ -151,10 +151,21 @@ impl Expr {
     /// As [`Expr::kind`].
     pub fn stored_dtype(&self, inputs: &[&[TensorSpec]]) -> Result<DType, DeriveProblem> {
         match self {
-            Expr::Computed { of, .. } => of.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
+            Expr::Computed { of, .. } => of.first().map_or(Ok(DType::F32), |first| first.stored_dtype(inputs)),
             Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.stored_dtype(inputs),
             Expr::Stacked(parts) => parts.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
             Expr::Tensor { .. } | Expr::Zeros { .. } => self.kind(inputs).map(|(dtype, _)| dtype),
+        }
+    }
+
+    /// The tensors that it is made of, in order: the number of the state dict, and the index in it.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<(usize, usize)> {
+        match self {
+            Expr::Tensor { input, tensor } => vec![(*input, *tensor)],
+            Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.tensors(),
+            Expr::Stacked(of) | Expr::Computed { of, .. } => of.iter().flat_map(Expr::tensors).collect(),
+            Expr::Zeros { .. } => Vec::new(),
         }
     }
 
