@@ -95,7 +95,8 @@ impl ConvertInputs {
                 items.all.push(item);
                 continue;
             }
-            let found = donor.as_ref().and_then(|(dict, of)| Some((dict.find(&name)?, of.iter().find(|i| i.name == name)?)));
+            let found =
+                donor.as_ref().and_then(|(dict, of)| Some((dict.find(&name)?, of.iter().find(|i| i.name == name)?)));
             match found {
                 None => missing.push(name),
                 Some((tensor, of)) => {
@@ -107,15 +108,20 @@ impl ConvertInputs {
             }
         }
         if !missing.is_empty() {
-            let known = detected.known.as_ref().map_or("a model of timm's VisionTransformer", |known| known.name.as_str());
+            let known =
+                detected.known.as_ref().map_or("a model of timm's VisionTransformer", |known| known.name.as_str());
             return Err(self.wrong(ConvertProblem::Missing { architecture: known.to_owned(), missing }));
         }
         if !zeroed.is_empty() {
-            decided.notes.push(format!("biases filled with zeros, as the architecture needs them: {}", zeroed.join(", ")));
+            decided
+                .notes
+                .push(format!("biases filled with zeros, as the architecture needs them: {}", zeroed.join(", ")));
         }
         match donor {
             Some((donor, _)) if items.all.iter().any(|item| item.filled) => items.inputs.push(donor),
-            Some(_) => decided.notes.push(format!("nothing was taken from {}: nothing is missing", donor_path.display())),
+            Some(_) => {
+                decided.notes.push(format!("nothing was taken from {}: nothing is missing", donor_path.display()))
+            }
             None => {}
         }
         Ok(())

@@ -83,7 +83,10 @@ pub enum ConvertProblem {
         positions: usize,
     },
     /// What the architecture needs is missing.
-    #[error("{architecture} needs {}, which the input has not got: take it from a model that has with --fill-from FILE", list(missing))]
+    #[error(
+        "{architecture} needs {}, which the input has not got: take it from a model that has with --fill-from FILE",
+        list(missing)
+    )]
     Missing {
         /// The architecture.
         architecture: String,
@@ -102,7 +105,9 @@ pub enum ConvertProblem {
         family: String,
     },
     /// A folder for timm needs to know the model.
-    #[error("the architecture is none that timm knows by name, and its {what} cannot be said in a config.json: name it with --arch")]
+    #[error(
+        "the architecture is none that timm knows by name, and its {what} cannot be said in a config.json: name it with --arch"
+    )]
     NotInJson {
         /// What cannot be said.
         what: &'static str,

@@ -62,9 +62,7 @@ impl ConvertInputs {
     pub fn plan(&self) -> Result<PlannedConversion<'_>> {
         let request = &self.request;
         let mut decided = Decided::default();
-        decided.notes.extend(
-            self.input.lone_shard().map(|shard| format!("{}: {shard}", self.input.path().display())),
-        );
+        decided.notes.extend(self.input.lone_shard().map(|shard| format!("{}: {shard}", self.input.path().display())));
         let mut items = self.take(&mut decided)?;
         if let Names::Keep = request.names {
             self.refuse_unused()?;
@@ -99,14 +97,16 @@ impl ConvertInputs {
         let renames = &self.request.renames;
         let dict = self.input.state_dict(&self.request.root)?;
         if dict.outside() > 0 {
-            let root = if dict.root().is_empty() { "the top of the file".to_owned() } else { format!("{:?}", dict.root()) };
+            let root =
+                if dict.root().is_empty() { "the top of the file".to_owned() } else { format!("{:?}", dict.root()) };
             decided.notes.push(format!("taken from {root}: {} tensors of the file are elsewhere", dict.outside()));
         }
         let mut all = Vec::new();
         let mut used = vec![false; renames.keep.len() + renames.drop.len()];
         for (index, spec) in dict.specs().iter().enumerate() {
             let mut matches = |first: usize, expressions: &[regex::Regex]| {
-                let found: Vec<usize> = (0..expressions.len()).filter(|&n| expressions[n].is_match(&spec.name)).collect();
+                let found: Vec<usize> =
+                    (0..expressions.len()).filter(|&n| expressions[n].is_match(&spec.name)).collect();
                 found.iter().for_each(|n| used[first + n] = true);
                 !found.is_empty()
             };
@@ -169,7 +169,12 @@ impl ConvertInputs {
     }
 
     /// The tensors of a state dict under timm's names: which family it is of, and what is left out.
-    fn mapped(&self, dict: &StateDict<'_>, family: &Family, path: &std::path::Path) -> Result<(Vec<Item>, Vec<(String, String)>)> {
+    fn mapped(
+        &self,
+        dict: &StateDict<'_>,
+        family: &Family,
+        path: &std::path::Path,
+    ) -> Result<(Vec<Item>, Vec<(String, String)>)> {
         let wrong = |problem| Error::Convert { path: path.to_owned(), problem: Box::new(ConvertProblem::Map(problem)) };
         let specs = dict.specs();
         let mapping = family.map(specs).map_err(wrong)?;
@@ -225,7 +230,9 @@ impl ConvertInputs {
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(self.wrong(ConvertProblem::NeedsTimm { option })),
-            None if request.keep_values && request.format == Format::Pth => Err(self.wrong(ConvertProblem::ValuesInPth)),
+            None if request.keep_values && request.format == Format::Pth => {
+                Err(self.wrong(ConvertProblem::ValuesInPth))
+            }
             None => Ok(()),
         }
     }

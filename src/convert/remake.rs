@@ -47,7 +47,9 @@ impl ConvertInputs {
                 }
                 Ok(())
             }
-            (Some(_), Some(shape)) => Err(self.bad_shape("--tubelet", PATCHES, shape, "not [width, channels, frames, height, width]")),
+            (Some(_), Some(shape)) => {
+                Err(self.bad_shape("--tubelet", PATCHES, shape, "not [width, channels, frames, height, width]"))
+            }
             (Some(_), None) => Err(self.lacks("--tubelet", PATCHES)),
         }
     }
@@ -117,7 +119,8 @@ impl ConvertInputs {
         let positions = grid.0.saturating_mul(grid.1);
         let mut item = Item::made(POSITIONS, Expr::Stacked(Vec::new()));
         item.expr = Expr::Computed { op: Operation::Sinusoid { positions, width }, of: Vec::new() };
-        item.changes.push(format!("the first {positions} rows of the fixed sin-cos table, which the family does not store"));
+        item.changes
+            .push(format!("the first {positions} rows of the fixed sin-cos table, which the family does not store"));
         items.all.insert(0, item);
         Ok(())
     }
@@ -148,11 +151,13 @@ impl ConvertInputs {
             Some(grid) => {
                 let patches = grid.0.saturating_mul(grid.1);
                 let fits = prefixes.iter().find(|&&prefix| prefix.checked_add(patches) == Some(count));
-                let wanted = || format!("and {} x {} patches with {first} tokens before them are others", grid.0, grid.1);
+                let wanted =
+                    || format!("and {} x {} patches with {first} tokens before them are others", grid.0, grid.1);
                 (*fits.ok_or_else(|| self.bad_shape("--grid", POSITIONS, &shape, &wanted()))?, grid)
             }
             None => {
-                let exact = prefixes.iter().find(|&&p| to.0.checked_mul(to.1).and_then(|n| n.checked_add(p)) == Some(count));
+                let exact =
+                    prefixes.iter().find(|&&p| to.0.checked_mul(to.1).and_then(|n| n.checked_add(p)) == Some(count));
                 if let (Some(_), true) = (exact, to.0 == to.1) {
                     return Ok(());
                 }
@@ -163,7 +168,9 @@ impl ConvertInputs {
                 (prefix, ((count - prefix).isqrt(), (count - prefix).isqrt()))
             }
         };
-        if from != to && let Some(item) = items.get_mut(POSITIONS) {
+        if from != to
+            && let Some(item) = items.get_mut(POSITIONS)
+        {
             item.compute(Operation::Positions { prefix, from, to, ast: self.request.ast_positions });
         }
         Ok(())
@@ -201,7 +208,8 @@ impl ConvertInputs {
         match (request.head, request.classes.or(there)) {
             _ if drop => Ok(()),
             (Head::Zero, Some(classes)) => {
-                let width = items.shape(PATCHES).or_else(|| items.shape("norm.weight")).and_then(|s| s.first().copied());
+                let width =
+                    items.shape(PATCHES).or_else(|| items.shape("norm.weight")).and_then(|s| s.first().copied());
                 let width = width.ok_or_else(|| self.lacks("--head zero", PATCHES))?;
                 let dtype = items.stored_dtype(PATCHES).filter(|dtype| dtype.is_foldable()).unwrap_or(DType::F32);
                 for (name, shape) in [("head.weight", vec![classes, width]), ("head.bias", vec![classes])] {

@@ -169,7 +169,7 @@ impl From<Depth> for DepthMismatch {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OutputFormat {
+pub(in crate::cli) enum OutputFormat {
     Pth,
     Safetensors,
 }
@@ -301,7 +301,7 @@ pub(in crate::cli) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode
 
 /// The name of the file that was written before something else failed.
 #[derive(Debug)]
-pub(in crate::cli) struct Written(String);
+pub(in crate::cli) struct Written(pub(in crate::cli) String);
 
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
