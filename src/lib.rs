@@ -86,6 +86,7 @@ pub mod pickle;
 mod plan;
 pub mod remodel;
 pub mod scan;
+mod streaming;
 pub mod tensor;
 #[cfg(feature = "verify")]
 pub mod verify;
@@ -105,7 +106,7 @@ pub use container::{
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
-pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, PlannedFold, Understood};
+pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, PlannedFold, PlannedGraft, Understood};
 pub use naming::{
     AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
     MatchProblem, PatternProblem, Recognised, SCALE, Selector,

@@ -56,12 +56,14 @@ pub enum Expr {
         /// From what.
         of: Vec<Expr>,
     },
-    /// Zeros of that type and shape.
-    Zeros {
+    /// The same number everywhere.
+    Filled {
         /// The element type.
         dtype: DType,
         /// The shape.
         shape: Vec<usize>,
+        /// The number: 0, or one for float32 or float64.
+        value: f64,
     },
 }
 
@@ -154,7 +156,7 @@ impl Expr {
             Expr::Computed { of, .. } => of.first().map_or(Ok(DType::F32), |first| first.stored_dtype(inputs)),
             Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.stored_dtype(inputs),
             Expr::Stacked(parts) => parts.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
-            Expr::Tensor { .. } | Expr::Zeros { .. } => self.kind(inputs).map(|(dtype, _)| dtype),
+            Expr::Tensor { .. } | Expr::Filled { .. } => self.kind(inputs).map(|(dtype, _)| dtype),
         }
     }
 
@@ -165,7 +167,7 @@ impl Expr {
             Expr::Tensor { input, tensor } => vec![(*input, *tensor)],
             Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.tensors(),
             Expr::Stacked(of) | Expr::Computed { of, .. } => of.iter().flat_map(Expr::tensors).collect(),
-            Expr::Zeros { .. } => Vec::new(),
+            Expr::Filled { .. } => Vec::new(),
         }
     }
 
@@ -235,7 +237,10 @@ impl Expr {
                 numel(&shape)?;
                 Ok((dtype, shape))
             }
-            Expr::Zeros { dtype, shape } => {
+            Expr::Filled { dtype, shape, value } => {
+                if *value != 0.0 && !matches!(dtype, DType::F32 | DType::F64) {
+                    return Err(DeriveProblem::Type(*dtype));
+                }
                 numel(shape)?.checked_mul(dtype.size()).ok_or(DeriveProblem::Overflow)?;
                 Ok((*dtype, shape.clone()))
             }
@@ -298,9 +303,15 @@ impl Expr {
                 shape[0] = rows;
                 Ok(made(dtype, &shape, bytes))
             }
-            Expr::Zeros { dtype, shape } => {
-                let bytes = shape.iter().product::<usize>() * dtype.size();
-                Ok(made(*dtype, shape, vec![0; bytes]))
+            Expr::Filled { dtype, shape, value } => {
+                let count = shape.iter().product::<usize>();
+                let bytes = match dtype {
+                    DType::F32 => (*value as f32).to_le_bytes().repeat(count),
+                    DType::F64 => value.to_le_bytes().repeat(count),
+                    // Zeros, which are the same in every type.
+                    dtype => vec![0; count * dtype.size()],
+                };
+                Ok(made(*dtype, shape, bytes))
             }
         }
     }

@@ -4,6 +4,7 @@
 mod convert;
 mod diff;
 mod fold;
+mod graft;
 mod inspect;
 mod lambdas;
 mod printer;
@@ -70,6 +71,7 @@ enum Colour {
 enum Command {
     Inspect(inspect::Args),
     Fold(Box<fold::Args>),
+    Graft(Box<graft::Args>),
     #[cfg(feature = "verify")]
     Convert(Box<convert::Args>),
     Diff(diff::Args),
@@ -87,6 +89,7 @@ pub(crate) fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
+        Command::Graft(args) => graft::run(args, &mut printer),
         #[cfg(feature = "verify")]
         Command::Convert(args) => convert::run(args, &mut printer),
         Command::Diff(args) => diff::run(args, &mut printer),

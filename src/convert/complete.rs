@@ -12,7 +12,14 @@ use crate::naming::Family;
 impl ConvertInputs {
     fn hints(&self) -> Hints {
         let request = &self.request;
-        Hints { known: request.arch.clone(), pool: request.pool, image: request.image, ..Hints::default() }
+        Hints {
+            known: request.arch.clone(),
+            heads: request.heads,
+            activation: request.activation,
+            pool: request.pool,
+            image: request.image,
+            ..Hints::default()
+        }
     }
 
     fn model(&self, problem: ModelError) -> crate::Error {
@@ -53,11 +60,17 @@ impl ConvertInputs {
                 _ => own.or(detected.config.classes),
             };
         }
+        if let Some(item) = items.all.iter().find(|item| item.name.ends_with(crate::naming::SCALE)) {
+            return Err(self.wrong(ConvertProblem::Pathway { name: item.name.clone() }));
+        }
         self.fill(items, &detected, donor, decided)?;
         let dict = items.dict()?;
         let detected = Config::detect(&dict, &hints).map_err(|problem| self.model(problem))?;
         detected.config.check_tensors(&dict).map_err(|problem| self.model(problem))?;
-        decided.notes.extend(detected.guesses.iter().cloned());
+        // What weights do not tell matters where the file says it, and only there.
+        if self.request.timm_dir {
+            decided.notes.extend(detected.guesses.iter().cloned());
+        }
         decided.model = Some(detected);
         Ok(())
     }
@@ -89,7 +102,7 @@ impl ConvertInputs {
             let weight = name.strip_suffix(".bias").map(|module| format!("{module}.weight"));
             if let Some(weight) = weight.filter(|weight| dict.find(weight).is_some()) {
                 let dtype = items.stored_dtype(&weight).unwrap_or(crate::tensor::DType::F32);
-                let mut item = Item::made(&name, Expr::Zeros { dtype, shape });
+                let mut item = Item::made(&name, Expr::Filled { dtype, shape, value: 0.0 });
                 item.changes.push("zeros: the architecture has a bias here, the input has none".to_owned());
                 zeroed.push(name);
                 items.all.push(item);

@@ -66,6 +66,14 @@ pub enum ConvertProblem {
         /// The tensor.
         name: String,
     },
+    /// A trained pathway.
+    #[error(
+        "{name:?} is the lambda of a trained pathway, which timm's VisionTransformer has no place for: fold it first (m2pt-surgery fold)"
+    )]
+    Pathway {
+        /// The tensor.
+        name: String,
+    },
     /// Patches over frames.
     #[error(
         "its patches reach over {frames} frames, and timm's VisionTransformer takes images: say how the frames become one with --tubelet \

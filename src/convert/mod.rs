@@ -227,6 +227,8 @@ impl ConvertInputs {
             ("--num-classes", request.classes.is_some()),
             ("--head", request.head != Head::Keep),
             ("--global-pool", request.pool.is_some()),
+            ("--heads", request.heads.is_some()),
+            ("--act", request.activation.is_some()),
         ];
         match given.iter().find(|(_, given)| *given) {
             Some((option, _)) => Err(self.wrong(ConvertProblem::NeedsTimm { option })),

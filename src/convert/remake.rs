@@ -213,7 +213,7 @@ impl ConvertInputs {
                 let width = width.ok_or_else(|| self.lacks("--head zero", PATCHES))?;
                 let dtype = items.stored_dtype(PATCHES).filter(|dtype| dtype.is_foldable()).unwrap_or(DType::F32);
                 for (name, shape) in [("head.weight", vec![classes, width]), ("head.bias", vec![classes])] {
-                    let mut item = Item::made(name, Expr::Zeros { dtype, shape });
+                    let mut item = Item::made(name, Expr::Filled { dtype, shape, value: 0.0 });
                     item.changes.push("zeros, to be trained (--head zero)".to_owned());
                     items.all.push(item);
                 }

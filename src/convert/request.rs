@@ -8,7 +8,7 @@ use regex::Regex;
 use super::ConvertInputs;
 use crate::checkpoint::{Checkpoint, RootChoice};
 use crate::error::{Error, OutputProblem, Result};
-use crate::model::{Known, Pool};
+use crate::model::{Activation, Known, Pool};
 use crate::naming::Family;
 use crate::remodel::{Channels, Collapse};
 use crate::tensor::DType;
@@ -99,6 +99,10 @@ pub struct ConvertRequest {
     pub head: Head,
     /// Pooling of the output, which decides whether its last norm is called `norm` or `fc_norm`.
     pub pool: Option<Pool>,
+    /// Attention heads, which the weights do not tell.
+    pub heads: Option<usize>,
+    /// The function in the MLPs, which the weights do not tell.
+    pub activation: Option<Activation>,
     /// Types to cast to, the last that matches a name counts; without an expression it is for all.
     pub dtypes: Vec<(Option<Regex>, DType)>,
     /// Whether NaN and infinity may be in the output.
@@ -153,6 +157,8 @@ impl ConvertRequest {
             classes: None,
             head: Head::Keep,
             pool: None,
+            heads: None,
+            activation: None,
             dtypes: Vec::new(),
             allow_non_finite: false,
             keep_values: false,

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use super::{ConvertInputs, ConvertRequest, Decided, Item, timm_dir};
 use crate::checkpoint::StateDict;
-use crate::engine::{self, Progress};
+use crate::engine::Progress;
 use crate::error::{Error, Result};
 use crate::model::Detected;
 use crate::naming::Recognised;
 use crate::plan::Plan;
+use crate::streaming::stream;
 use crate::write::{Destination, Format, Layout, ScratchFile};
 
 /// A conversion that is planned, and only has to be run.
@@ -131,7 +132,12 @@ impl<'i> PlannedConversion<'i> {
     /// # Errors
     /// [`Error::Output`] and [`Error::Io`].
     pub fn check_output(&self) -> Result<Vec<String>> {
-        if let Some((path, _)) = self.config.as_ref().filter(|(path, _)| path.exists()) {
+        let folder = &self.request().output;
+        if self.request().timm_dir && !folder.exists() {
+            // It will be made, and then there is nothing in it.
+            return Ok(Vec::new());
+        }
+        if let Some((path, _)) = &self.config {
             crate::write::check_target(path, self.request().force)?;
         }
         self.layout.check()
@@ -159,12 +165,8 @@ impl<'i> PlannedConversion<'i> {
             }
             None => None,
         };
-        let mut writer = self.layout.clone().create()?;
         let inputs = [self.dict.clone()];
-        let run = engine::run(&self.plan, &inputs, &mut writer, request.allow_non_finite, progress)?;
-        // What was read is what the files held, or is not published.
-        self.dict.check_unchanged()?;
-        writer.publish()?;
+        let run = stream(self.layout.clone(), &self.plan, &inputs, request.allow_non_finite, progress)?;
         if let Some(config) = config {
             let output = request.output.clone();
             config.publish().map_err(|source| Error::Sidecar { output, source: Box::new(source) })?;

@@ -1,9 +1,11 @@
 //! The fold, end to end: open, match, plan, run, publish.
 
 mod adapt;
+mod graft;
 mod provenance;
 mod request;
 
+pub use graft::{GraftReport, PlannedGraft};
 pub use request::{AuxRequest, FoldRequest};
 
 use std::path::{Path, PathBuf};
@@ -13,10 +15,11 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
-use crate::engine::{self, Progress, RunReport};
+use crate::engine::{Progress, RunReport};
 use crate::error::{Error, Result};
 use crate::naming::{Family, Flags, Layers, Recognised, Selector};
 use crate::plan::{self, AuxSide, DepthMismatch, FoldOptions, Plan, Side};
+use crate::streaming::stream;
 use crate::tensor::decode_f64;
 use crate::write::{ScratchFile, check_target, left_notes};
 
@@ -316,19 +319,13 @@ impl<'i> PlannedFold<'i> {
             false => None,
         };
         let layout = self.layout(provenance.as_ref())?;
-        let mut writer = layout.create()?;
         let sidecar = match &provenance {
             Some(provenance) if request.sidecar => Some(sidecar(&request.sidecar_path(), request.force, provenance)?),
             _ => None,
         };
         let inputs: Vec<StateDict<'_>> =
             std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
-        let run = engine::run(&self.plan, &inputs, &mut writer, request.allow_non_finite, progress)?;
-        // What was read is what the files held, or is not published.
-        for input in &inputs {
-            input.check_unchanged()?;
-        }
-        writer.publish()?;
+        let run = stream(layout, &self.plan, &inputs, request.allow_non_finite, progress)?;
         if let Some(sidecar) = sidecar {
             sidecar
                 .publish()

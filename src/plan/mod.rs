@@ -8,7 +8,6 @@ mod fold;
 mod lambda;
 mod share;
 
-#[cfg(feature = "verify")]
 pub(crate) use copy::copy;
 pub(crate) use fold::{AuxSide, FoldOptions, Side, fold};
 pub use fold::{

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use m2pt_surgery::convert::{ConvertRequest, Head, Names};
-use m2pt_surgery::model::{Known, Pool};
+use m2pt_surgery::model::{Activation, Known, Pool};
 use m2pt_surgery::remodel::{Channels, Collapse};
 use m2pt_surgery::{DType, Family, Format, RootChoice};
 use regex::Regex;
@@ -122,6 +122,14 @@ pub(super) struct Args {
     /// What becomes of the head
     #[arg(long, value_enum, default_value_t = HeadChoice::Keep, value_name = "WHAT", help_heading = "Shapes")]
     head: HeadChoice,
+
+    /// Attention heads, which the weights do not tell
+    #[arg(long, value_name = "N", help_heading = "Shapes")]
+    heads: Option<usize>,
+
+    /// The function in the MLPs, which the weights do not tell
+    #[arg(long, value_name = "NAME", value_parser = activation, help_heading = "Shapes")]
+    act: Option<Activation>,
 
     /// How the output pools: the last norm is called `norm` (token, map) or `fc_norm` (avg, max)
     #[arg(long, value_name = "token|avg|max|avgmax|map", value_parser = pool, help_heading = "Shapes")]
@@ -241,6 +249,10 @@ fn pool(text: &str) -> Result<Pool, String> {
     Pool::parse(text).ok_or_else(|| "there are token, avg, max, avgmax, map".to_owned())
 }
 
+fn activation(text: &str) -> Result<Activation, String> {
+    Activation::parse(text).ok_or_else(|| "there are gelu, gelu_tanh, quick_gelu, silu, relu".to_owned())
+}
+
 /// `TYPE` or `REGEX=TYPE`.
 fn cast(text: &str) -> Result<(Option<Regex>, DType), String> {
     let (pattern, name) = text.rsplit_once('=').map_or((None, text), |(pattern, name)| (Some(pattern), name));
@@ -334,6 +346,7 @@ fn request(args: &Args) -> Result<ConvertRequest> {
         HeadChoice::Zero => Head::Zero,
     };
     request.pool = args.global_pool;
+    (request.heads, request.activation) = (args.heads, args.act);
     request.dtypes.clone_from(&args.dtype);
     request.keep_values = args.keep_values;
     request.max_shard_bytes = args.max_shard_size;

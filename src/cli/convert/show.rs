@@ -54,7 +54,11 @@ pub(super) fn result(
     if let Some(model) = conversion.model() {
         let config = &model.config;
         let name = model.known.as_ref().map_or("a ViT that timm has no name for", |known| known.name.as_str());
-        let head = config.classes.map_or("no head".to_owned(), |classes| counted(classes, "class"));
+        let head = match config.classes {
+            None => "no head".to_owned(),
+            Some(1) => "1 class".to_owned(),
+            Some(classes) => format!("{classes} classes"),
+        };
         let image = format!("{} x {} x {}", config.channels, config.image.0, config.image.1);
         printer.line(format!("output     {name}: {} x {}, images {image}, {head}", config.depth, config.width))?;
     }

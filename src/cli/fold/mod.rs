@@ -313,7 +313,7 @@ fn print(args: &Args, fold: &PlannedFold<'_>, done: Option<&FoldReport>, printer
     if args.json {
         printer.json(&json::report(fold, done))?;
     } else {
-        models(fold, printer)?;
+        models(fold.target(), fold.aux(), printer)?;
         match done {
             None => dry_run(fold, printer)?,
             Some(done) => report(fold, done, printer)?,
@@ -323,9 +323,9 @@ fn print(args: &Args, fold: &PlannedFold<'_>, done: Option<&FoldReport>, printer
 }
 
 /// What each file was taken for.
-fn models(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
+pub(in crate::cli) fn models(target: &Understood<'_>, aux: &[Understood<'_>], printer: &mut Printer) -> Result<()> {
     let roles = std::iter::once("target").chain(std::iter::repeat("auxiliary"));
-    for (role, model) in roles.zip(std::iter::once(fold.target()).chain(fold.aux())) {
+    for (role, model) in roles.zip(std::iter::once(target).chain(aux)) {
         let checkpoint = model.tensors.checkpoint();
         let root = match model.tensors.root() {
             "" => String::new(),
