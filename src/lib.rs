@@ -58,7 +58,8 @@
 //! pathway did.
 //!
 //! # What is written
-//! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`.
+//! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`. Both in one file,
+//! or in shards with an index, split as the Hugging Face libraries split them ([`FoldRequest::shard_bytes`]).
 //!
 //! # Arithmetic
 //! float32 and float64 folds are bit-identical to PyTorch's eager `W + lambda * A`: multiply, then add, lambda rounded to

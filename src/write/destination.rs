@@ -30,6 +30,7 @@ const TAKEN: [&str; 4] =
 
 impl Destination {
     /// One file.
+    #[cfg(feature = "verify")]
     pub(crate) fn file(path: &Path, format: Format, replace: bool) -> Destination {
         Destination { path: path.to_owned(), format, replace, shard_bytes: None, root: String::new() }
     }

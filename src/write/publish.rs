@@ -20,13 +20,10 @@ pub(super) fn publish(mut files: Vec<ScratchFile>) -> Result<()> {
     for file in &mut files {
         file.complete()?;
     }
-    let mut undo = Undo::default();
+    let mut undo = Undo { last: files.last().map(|file| file.target().to_owned()), ..Undo::default() };
     match undo.publish(files) {
         Ok(()) => {
-            for (aside, _) in undo.asides {
-                // The new files are all there; a name too many is no reason to call them absent.
-                let _ = fs::remove_file(aside);
-            }
+            undo.remove_asides();
             Ok(())
         }
         Err(error) => Err(undo.restore(error)),
@@ -40,44 +37,62 @@ struct Undo {
     asides: Vec<(PathBuf, PathBuf)>,
     /// The names that new files were given.
     published: Vec<PathBuf>,
+    /// The name that the last new file is to have.
+    last: Option<PathBuf>,
+    /// Whether all the others have theirs.
+    at_last: bool,
 }
 
 impl Undo {
     fn publish(&mut self, files: Vec<ScratchFile>) -> Result<()> {
         if files.len() > 1 {
             for file in files.iter().rev() {
-                let Some(aside) = file.aside() else { continue };
+                let Some(aside) = file.aside()? else { continue };
                 let target = file.target().to_owned();
                 // A renaming may be carried out and called failed.
                 self.asides.push((aside.clone(), target.clone()));
                 fs::rename(&target, &aside).map_err(|source| io("set aside", &target, source))?;
             }
         }
-        for file in files {
+        let count = files.len();
+        for (index, file) in files.into_iter().enumerate() {
             let target = file.target().to_owned();
+            self.at_last = index + 1 == count;
             file.publish()?;
             self.published.push(target);
         }
         Ok(())
     }
 
+    /// Removes the old files.
+    fn remove_asides(&self) {
+        for (aside, _) in &self.asides {
+            // The new files are all there; a name too many is no reason to call them absent.
+            let _ = fs::remove_file(aside);
+        }
+    }
+
     /// Takes back what was done before `error`, the file that readers begin at last.
     fn restore(self, error: Error) -> Error {
+        // A renaming may be carried out and called failed: then all files are there, and the old ones are of no use.
+        if self.at_last && self.last.as_ref().is_some_and(|last| fs::symlink_metadata(last).is_ok()) {
+            self.remove_asides();
+            return error;
+        }
         for path in self.published.iter().rev() {
-            // An old file may follow it under that name, and then takes its place.
+            // Where removing fails there is nobody to tell; an old file may take its place.
             let _ = fs::remove_file(path);
         }
-        let mut lost = None;
         for (aside, path) in self.asides.into_iter().rev() {
             match fs::rename(&aside, &path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => lost = lost.or(Some((path, aside))),
+                Err(other) if other.kind() != ErrorKind::NotFound => {
+                    return Error::NotRestored { path, aside, source: Box::new(error) };
+                }
+                // It had not been set aside.
                 _ => {}
             }
         }
-        match lost {
-            Some((path, aside)) => Error::NotRestored { path, aside, source: Box::new(error) },
-            None => error,
-        }
+        error
     }
 }
 

@@ -176,16 +176,27 @@ impl ScratchFile {
     }
 
     /// Where the file that is to be replaced, if there is one, can be put meanwhile.
-    pub(super) fn aside(&self) -> Option<PathBuf> {
-        let taken = |path: &Path| fs::symlink_metadata(path).is_ok();
-        (self.replace && taken(&self.target)).then(|| {
-            loop {
-                let aside = sibling(&self.target, ASIDE);
-                if !taken(&aside) {
-                    break aside;
-                }
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the operating system does not tell what is there.
+    pub(super) fn aside(&self) -> Result<Option<PathBuf>> {
+        if !self.replace || !self.taken(&self.target)? {
+            return Ok(None);
+        }
+        loop {
+            let aside = sibling(&self.target, ASIDE);
+            if !self.taken(&aside)? {
+                return Ok(Some(aside));
             }
-        })
+        }
+    }
+
+    fn taken(&self, path: &Path) -> Result<bool> {
+        match fs::symlink_metadata(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(self.error("look at", source)),
+        }
     }
 
     /// Makes the file durable and gives it its name.
