@@ -192,6 +192,15 @@ pub enum Error {
         /// What is wrong.
         problem: RootProblem,
     },
+    /// A checkpoint cannot be converted as asked for.
+    #[cfg(feature = "verify")]
+    #[error("{}: {problem}", path.display())]
+    Convert {
+        /// The file.
+        path: PathBuf,
+        /// What stands in the way.
+        problem: Box<crate::convert::ConvertProblem>,
+    },
     /// The linear layers cannot be found.
     #[error("{}: {problem}", path.display())]
     Match {
@@ -246,6 +255,19 @@ pub enum Error {
         /// The output.
         output: PathBuf,
         /// What went wrong with the sidecar.
+        source: Box<Error>,
+    },
+    /// Files could not be published together, and one that was to be replaced could not be put back.
+    #[error(
+        "{} could not be put back after an error: if there is a file {}, that is it, and has to be renamed, as all others of \
+         this output that end in .old", path.display(), aside.display()
+    )]
+    NotRestored {
+        /// The name that it had.
+        path: PathBuf,
+        /// The name that it has.
+        aside: PathBuf,
+        /// What went wrong before.
         source: Box<Error>,
     },
     /// A result holds NaN or infinity.
@@ -313,6 +335,14 @@ pub enum OutputProblem {
     /// There is a symbolic link of that name that leads nowhere.
     #[error("it is a link that leads nowhere; remove it first")]
     BrokenLink,
+    /// What is written to that folder would not be taken from it.
+    #[error(
+        "whoever loads the folder takes this file in place of {instead}; remove it, or --force writes all the same"
+    )]
+    TakenFirst {
+        /// The name of what would be written.
+        instead: String,
+    },
     /// The extension tells no format.
     #[error("its extension tells no format; name it .pth or .safetensors, or give --format")]
     UnknownFormat,

@@ -58,7 +58,8 @@
 //! pathway did.
 //!
 //! # What is written
-//! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`.
+//! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`. Both in one file,
+//! or in shards with an index, split as the Hugging Face libraries split them ([`FoldRequest::shard_bytes`]).
 //!
 //! # Arithmetic
 //! float32 and float64 folds are bit-identical to PyTorch's eager `W + lambda * A`: multiply, then add, lambda rounded to
@@ -72,6 +73,8 @@
 mod checkpoint;
 mod container;
 #[cfg(feature = "verify")]
+pub mod convert;
+#[cfg(feature = "verify")]
 pub mod data;
 mod diff;
 mod engine;
@@ -82,7 +85,9 @@ pub mod model;
 mod naming;
 pub mod pickle;
 mod plan;
+pub mod remodel;
 pub mod scan;
+mod streaming;
 pub mod tensor;
 #[cfg(feature = "verify")]
 pub mod verify;
@@ -102,7 +107,7 @@ pub use container::{
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Norms, Progress, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
-pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, PlannedFold, Understood};
+pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, PlannedFold, PlannedGraft, Understood};
 pub use naming::{
     AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
     MatchProblem, PatternProblem, Recognised, SCALE, Selector, Unmapped,

@@ -3,6 +3,7 @@
 //! Nothing is read when one is made. Whatever reads a tensor of it reads those that it is made of.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compute::{Operation, OperationProblem};
@@ -55,17 +56,19 @@ pub enum Expr {
         /// From what.
         of: Vec<Expr>,
     },
-    /// Zeros of that type and shape.
-    Zeros {
+    /// The same number everywhere.
+    Filled {
         /// The element type.
         dtype: DType,
         /// The shape.
         shape: Vec<usize>,
+        /// The number: 0, or one for float32 or float64.
+        value: f64,
     },
 }
 
 /// Why a tensor cannot be made.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DeriveProblem {
     /// There is no such tensor.
@@ -150,10 +153,21 @@ impl Expr {
     /// As [`Expr::kind`].
     pub fn stored_dtype(&self, inputs: &[&[TensorSpec]]) -> Result<DType, DeriveProblem> {
         match self {
-            Expr::Computed { of, .. } => of.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
+            Expr::Computed { of, .. } => of.first().map_or(Ok(DType::F32), |first| first.stored_dtype(inputs)),
             Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.stored_dtype(inputs),
             Expr::Stacked(parts) => parts.first().ok_or(DeriveProblem::NoTensor)?.stored_dtype(inputs),
-            Expr::Tensor { .. } | Expr::Zeros { .. } => self.kind(inputs).map(|(dtype, _)| dtype),
+            Expr::Tensor { .. } | Expr::Filled { .. } => self.kind(inputs).map(|(dtype, _)| dtype),
+        }
+    }
+
+    /// The tensors that it is made of, in order: the number of the state dict, and the index in it.
+    #[must_use]
+    pub fn tensors(&self) -> Vec<(usize, usize)> {
+        match self {
+            Expr::Tensor { input, tensor } => vec![(*input, *tensor)],
+            Expr::Narrow { of, .. } | Expr::Permuted { of, .. } | Expr::Reshaped { of, .. } => of.tensors(),
+            Expr::Stacked(of) | Expr::Computed { of, .. } => of.iter().flat_map(Expr::tensors).collect(),
+            Expr::Filled { .. } => Vec::new(),
         }
     }
 
@@ -223,7 +237,10 @@ impl Expr {
                 numel(&shape)?;
                 Ok((dtype, shape))
             }
-            Expr::Zeros { dtype, shape } => {
+            Expr::Filled { dtype, shape, value } => {
+                if *value != 0.0 && !matches!(dtype, DType::F32 | DType::F64) {
+                    return Err(DeriveProblem::Type(*dtype));
+                }
                 numel(shape)?.checked_mul(dtype.size()).ok_or(DeriveProblem::Overflow)?;
                 Ok((*dtype, shape.clone()))
             }
@@ -286,9 +303,15 @@ impl Expr {
                 shape[0] = rows;
                 Ok(made(dtype, &shape, bytes))
             }
-            Expr::Zeros { dtype, shape } => {
-                let bytes = shape.iter().product::<usize>() * dtype.size();
-                Ok(made(*dtype, shape, vec![0; bytes]))
+            Expr::Filled { dtype, shape, value } => {
+                let count = shape.iter().product::<usize>();
+                let bytes = match dtype {
+                    DType::F32 => (*value as f32).to_le_bytes().repeat(count),
+                    DType::F64 => value.to_le_bytes().repeat(count),
+                    // Zeros, which are the same in every type.
+                    dtype => vec![0; count * dtype.size()],
+                };
+                Ok(made(*dtype, shape, bytes))
             }
         }
     }
@@ -325,6 +348,8 @@ pub(super) struct Derived<'c> {
     items: Vec<Expr>,
     /// Row-major strides of what is no tensor of the inputs as it is.
     strides: Vec<Vec<usize>>,
+    /// For each tensor a number that two of them share exactly if they share a storage.
+    storages: Vec<usize>,
 }
 
 impl<'c> Derived<'c> {
@@ -345,16 +370,10 @@ impl<'c> Derived<'c> {
     }
 
     pub(super) fn placement(&self, index: usize) -> Placement<'_> {
+        let storage = self.storages[index];
         match self.items[index].plain() {
-            Some((input, tensor)) => {
-                // Storages of different files are different.
-                let placement = self.inputs[input].placement(tensor);
-                Placement { storage: placement.storage * self.inputs.len() + input, ..placement }
-            }
-            None => {
-                let storage = usize::MAX - index;
-                Placement { storage, offset: 0, strides: &self.strides[index], contiguous: true }
-            }
+            Some((input, tensor)) => Placement { storage, ..self.inputs[input].placement(tensor) },
+            None => Placement { storage, offset: 0, strides: &self.strides[index], contiguous: true },
         }
     }
 
@@ -388,8 +407,14 @@ impl<'c> StateDict<'c> {
             let (tensor, problem) = (specs[*twice].name.clone(), super::TensorProblem::DuplicateName);
             return Err(Error::Tensor { path: path(), tensor, problem });
         }
-        let items = items.into_iter().map(|(_, item)| item).collect();
-        let derived = Arc::new(Derived { inputs, items, strides });
+        let items: Vec<Expr> = items.into_iter().map(|(_, item)| item).collect();
+        let mut known = BTreeMap::new();
+        let storage = |(index, item): (usize, &Expr)| match item.plain() {
+            Some((input, tensor)) => *known.entry((input, inputs[input].placement(tensor).storage)).or_insert(index),
+            None => index,
+        };
+        let storages = items.iter().enumerate().map(storage).collect();
+        let derived = Arc::new(Derived { inputs, items, strides, storages });
         Ok(StateDict { specs, by_name, derived: Some(derived), stored: Vec::new(), ..first })
     }
 }

@@ -32,7 +32,7 @@ use crate::tensor::{
 };
 
 /// Why a tensor of a file that can be opened cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TensorProblem {
     /// Its shape, strides or offset do not fit its storage.

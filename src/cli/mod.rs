@@ -1,7 +1,10 @@
 //! The commands: arguments -> options -> one library call -> rendering. Nothing else prints.
 
+#[cfg(feature = "verify")]
+mod convert;
 mod diff;
 mod fold;
+mod graft;
 mod inspect;
 mod lambdas;
 mod printer;
@@ -25,7 +28,7 @@ const FINDING: u8 = 1;
 /// Could not be done.
 const FAILED: u8 = 2;
 
-/// Surgery on model checkpoints: look into them, fold auxiliary weights into vision transformers, scan for what would execute.
+/// Surgery on model checkpoints: look into them, fold auxiliary weights into vision transformers, convert, scan for what would execute.
 ///
 /// Nothing in a checkpoint is ever executed. Results go to standard output, everything else to standard error.
 #[derive(Parser, Debug)]
@@ -36,6 +39,7 @@ const FAILED: u8 = 2;
   m2pt-surgery inspect image.pth
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.safetensors
+  m2pt-surgery convert pytorch_model.bin --to timm -o vit.pth
   m2pt-surgery diff image.pth merged.pth
   m2pt-surgery scan downloads/
   m2pt-surgery verify merged.pth --samples val/ --against image.pth
@@ -67,6 +71,9 @@ enum Colour {
 enum Command {
     Inspect(inspect::Args),
     Fold(Box<fold::Args>),
+    Graft(Box<graft::Args>),
+    #[cfg(feature = "verify")]
+    Convert(Box<convert::Args>),
     Diff(diff::Args),
     Scan(scan::Args),
     #[cfg(feature = "verify")]
@@ -82,6 +89,9 @@ pub(crate) fn main() -> ExitCode {
     let result = match &cli.command {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
+        Command::Graft(args) => graft::run(args, &mut printer),
+        #[cfg(feature = "verify")]
+        Command::Convert(args) => convert::run(args, &mut printer),
         Command::Diff(args) => diff::run(args, &mut printer),
         Command::Scan(args) => scan::run(args, &mut printer),
         #[cfg(feature = "verify")]

@@ -16,6 +16,35 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// A size as the Hugging Face libraries take it: `2GB`, `500MB` (decimal), `1GiB` (binary), or bytes.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 11] = [
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+        ("kb", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("bytes", 1),
+        ("b", 1),
+        ("", 1),
+    ];
+    let lower = text.trim().to_ascii_lowercase();
+    let parsed =
+        UNITS.iter().find_map(|(unit, factor)| lower.strip_suffix(unit).map(|number| (number.trim(), *factor)));
+    let plain = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let size = parsed.filter(|(number, _)| plain(number)).and_then(|(number, factor)| match number.parse::<u64>() {
+        Ok(number) => number.checked_mul(factor),
+        // A float of this size, once cut off, is a whole number.
+        Err(_) => {
+            number.parse::<f64>().ok().map(|number| number * factor as f64).filter(|n| *n < 1e18).map(|n| n as u64)
+        }
+    });
+    size.filter(|&size| size > 0).ok_or_else(|| "write a size as 2GB, 500MB, 1GiB, or in bytes".to_owned())
+}
+
 /// An integer with commas: `85,798,656`.
 pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
@@ -75,6 +104,12 @@ mod tests {
         assert_eq!(bytes(1_256_351), "1.26 MB");
         assert_eq!(bytes(346_284_714), "346 MB");
         assert_eq!(bytes(999_999), "1.00 MB");
+        assert_eq!((size("2GB"), size("500 mb"), size("1GiB")), (Ok(2_000_000_000), Ok(500_000_000), Ok(1 << 30)));
+        // huggingface_hub 2.4: int(float("1.1") * 10**9), and so on.
+        assert_eq!((size("1.1GB"), size("0.3KB"), size("1000")), (Ok(1_100_000_000), Ok(300), Ok(1000)));
+        for text in ["", "GB", "0", "0.1B", "-1GB", "1e3", "nan", "2 PB", "1..2MB", "99999999999TB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
         assert_eq!(count(85_798_656), "85,798,656");
         assert_eq!(count(7), "7");
         assert_eq!(counted(1, "layer"), "1 layer");

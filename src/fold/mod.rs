@@ -1,24 +1,27 @@
 //! The fold, end to end: open, match, plan, run, publish.
 
 mod adapt;
+mod graft;
 mod provenance;
 mod request;
 
+pub use graft::{GraftReport, PlannedGraft};
 pub use request::{AuxRequest, FoldRequest};
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
-use crate::engine::{self, Progress, RunReport};
+use crate::engine::{Progress, RunReport};
 use crate::error::{Error, Result};
 use crate::naming::{Family, Flags, Layers, Recognised, Selector};
 use crate::plan::{self, AuxSide, DepthMismatch, FoldOptions, Plan, Side};
+use crate::streaming::stream;
 use crate::tensor::decode_f64;
-use crate::write::{ScratchFile, check_target, leftovers};
+use crate::write::{ScratchFile, check_target, left_notes};
 
 /// The open inputs of a fold.
 #[derive(Debug)]
@@ -118,20 +121,18 @@ impl FoldInputs {
     pub fn plan(&self) -> Result<PlannedFold<'_>> {
         let request = &self.request;
         let (target, aux, plan) = self.matched()?;
-        let mut planned = PlannedFold { inputs: self, target, aux, plan, file_bytes: 0 };
-        planned.file_bytes = planned.layout(None)?.file_bytes();
+        let mut planned = PlannedFold { inputs: self, target, aux, plan, files: Vec::new() };
+        let layout = planned.layout(None)?;
+        planned.files = layout.files();
         planned.note_left_behind();
-        let sidecar = request.sidecar.then(|| request.sidecar_path());
-        for path in std::iter::once(&request.output).chain(&sidecar) {
-            check_target(path, request.force)?;
-            let notes = leftovers(path).into_iter().map(|left| {
-                format!(
-                    "{} was left behind by a run that was killed, or is being written by another one now; if there is \
-                     none, remove it",
-                    left.display()
-                )
-            });
-            planned.plan.notes.extend(notes);
+        planned.plan.notes.extend(layout.check()?);
+        if request.sidecar {
+            let path = request.sidecar_path();
+            // Its folder may be one that is to be made.
+            if path.parent().is_none_or(|folder| folder.as_os_str().is_empty() || folder.exists()) {
+                check_target(&path, request.force)?;
+            }
+            planned.plan.notes.extend(left_notes(&path));
         }
         Ok(planned)
     }
@@ -232,7 +233,7 @@ pub struct PlannedFold<'i> {
     target: Understood<'i>,
     aux: Vec<Understood<'i>>,
     plan: Plan,
-    file_bytes: u64,
+    files: Vec<(PathBuf, u64)>,
 }
 
 /// What a fold did.
@@ -240,7 +241,7 @@ pub struct PlannedFold<'i> {
 pub struct FoldReport {
     /// What the run found.
     pub run: RunReport,
-    /// Bytes of the output.
+    /// Bytes of the output, all its files together.
     pub file_bytes: u64,
     /// Time from the first byte read to the file being published.
     pub elapsed: Duration,
@@ -271,10 +272,17 @@ impl<'i> PlannedFold<'i> {
         &self.plan
     }
 
-    /// The size of the output file, in bytes.
+    /// The size of the output in bytes, all its files together.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {
-        self.file_bytes
+        self.files.iter().map(|(_, bytes)| bytes).sum()
+    }
+
+    /// The files of the output with their sizes in bytes, in the order in which they appear: one file, or shards and then
+    /// their index.
+    #[must_use]
+    pub fn files(&self) -> &[(PathBuf, u64)] {
+        &self.files
     }
 
     /// Bytes that the run will report as progress: those of tensor data written, and those of inputs hashed.
@@ -300,8 +308,9 @@ impl<'i> PlannedFold<'i> {
     /// Runs the plan and publishes the output, and the sidecar if one was asked for.
     ///
     /// # Errors
-    /// [`Error`]; then the output was not published, and what was there before is untouched. The one exception is
-    /// [`Error::Sidecar`]: the output is there, whole, but its sidecar could not take its name.
+    /// [`Error`]; then the output was not published, and what was there before is untouched. Two exceptions:
+    /// [`Error::Sidecar`], the output is there, whole, but its sidecar could not take its name; and
+    /// [`Error::NotRestored`], of several files that were to be replaced.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<FoldReport> {
         let started = Instant::now();
         let request = self.request();
@@ -310,26 +319,19 @@ impl<'i> PlannedFold<'i> {
             false => None,
         };
         let layout = self.layout(provenance.as_ref())?;
-        let file_bytes = layout.file_bytes();
         let sidecar = match &provenance {
             Some(provenance) if request.sidecar => Some(sidecar(&request.sidecar_path(), request.force, provenance)?),
             _ => None,
         };
-        let mut writer = layout.create(&request.output, request.force)?;
         let inputs: Vec<StateDict<'_>> =
             std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
-        let run = engine::run(&self.plan, &inputs, writer.sink(), request.allow_non_finite, progress)?;
-        // What was read is what the files held, or is not published.
-        for input in &inputs {
-            input.check_unchanged()?;
-        }
-        writer.publish()?;
+        let run = stream(layout, &self.plan, &inputs, request.allow_non_finite, progress)?;
         if let Some(sidecar) = sidecar {
             sidecar
                 .publish()
                 .map_err(|source| Error::Sidecar { output: request.output.clone(), source: Box::new(source) })?;
         }
-        Ok(FoldReport { run, file_bytes, elapsed: started.elapsed() })
+        Ok(FoldReport { run, file_bytes: self.file_bytes(), elapsed: started.elapsed() })
     }
 }
 

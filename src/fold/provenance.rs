@@ -24,7 +24,7 @@ impl PlannedFold<'_> {
             let value = provenance.cloned().unwrap_or_else(placeholder);
             metadata.push(("m2pt_surgery".to_owned(), value.to_string()));
         }
-        Layout::new(request.format, &self.plan, &metadata)
+        Layout::new(request.destination(), &self.plan, &metadata)
             .map_err(|problem| Error::Layout { path: request.output.clone(), problem })
     }
 

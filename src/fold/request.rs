@@ -8,7 +8,7 @@ use crate::error::{Error, OutputProblem, Result};
 use crate::naming::{LayerKind, Selector};
 use crate::plan::{BiasMode, BlockSet, DepthMismatch, LambdaSpec};
 use crate::tensor::DType;
-use crate::write::Format;
+use crate::write::{Destination, Format};
 
 /// An auxiliary checkpoint of a fold.
 #[derive(Clone, Debug)]
@@ -63,10 +63,19 @@ pub struct FoldRequest {
     pub dtype: Option<DType>,
     /// Whether NaN and infinity may be in the result.
     pub allow_non_finite: bool,
-    /// The file to write.
+    /// The file to write; with `shard_bytes`, where shards go.
     pub output: PathBuf,
     /// Its format.
     pub format: Format,
+    /// The most bytes of tensors in one file, as `max_shard_size` of the Hugging Face libraries: if not all fits into one
+    /// file, it is split into shards with an index. `output` is then the folder (it is made if need be), where the files
+    /// have the names that transformers gives them, `model*.safetensors` or `pytorch_model*.bin`; or, if it has the
+    /// extension of a format and is no folder, the name that theirs are made of: `a.safetensors`,
+    /// `a-00001-of-00002.safetensors` and `a.safetensors.index.json`.
+    pub shard_bytes: Option<u64>,
+    /// The key that the tensors go under in a .pth file, such as `model` for `{'model': {...}}`; several, outermost first,
+    /// joined by dots; empty for none.
+    pub wrap: String,
     /// Whether files that are there already are replaced.
     pub force: bool,
     /// Whether provenance goes into the header of a safetensors file.
@@ -109,6 +118,8 @@ impl FoldRequest {
             allow_non_finite: false,
             output: output.into(),
             format,
+            shard_bytes: None,
+            wrap: String::new(),
             force: false,
             metadata: true,
             sidecar: false,
@@ -121,10 +132,22 @@ impl FoldRequest {
         self
     }
 
-    /// The file beside the output that provenance goes into.
+    /// Where the output goes, and how.
+    pub(super) fn destination(&self) -> Destination {
+        Destination {
+            path: self.output.clone(),
+            format: self.format,
+            replace: self.force,
+            shard_bytes: self.shard_bytes,
+            root: self.wrap.clone(),
+        }
+    }
+
+    /// The file beside the output that provenance goes into: the output's name with `.json` appended, and for shards that of
+    /// the file that they would be if they were one.
     #[must_use]
     pub fn sidecar_path(&self) -> PathBuf {
-        let mut name = self.output.clone().into_os_string();
+        let mut name = self.destination().main_file().into_os_string();
         name.push(".json");
         name.into()
     }

@@ -142,6 +142,7 @@ pub(super) struct Keys<'s, 'c> {
     taken: Vec<bool>,
     used: usize,
     problems: KeyProblems,
+    needed: Vec<(String, Vec<usize>)>,
 }
 
 impl<'s, 'c> Keys<'s, 'c> {
@@ -154,7 +155,7 @@ impl<'s, 'c> Keys<'s, 'c> {
     ) -> Self {
         let taken = vec![false; tensors.specs().len()];
         let (prefix, problems) = (prefix.to_owned(), KeyProblems::default());
-        Keys { tensors, prefix, branches, holding, taken, used: 0, problems }
+        Keys { tensors, prefix, branches, holding, taken, used: 0, problems, needed: Vec::new() }
     }
 
     fn find(&self, name: &str) -> Option<usize> {
@@ -168,6 +169,7 @@ impl<'s, 'c> Keys<'s, 'c> {
     /// The tensor, which has to have that shape.
     pub(super) fn take(&mut self, name: &str, shape: &[usize]) -> Result<Param<'c>, ModelError> {
         let unread = Param { shape: shape.to_vec(), values: Values::Unread };
+        self.needed.push((name.to_owned(), shape.to_vec()));
         let Some(index) = self.find(name) else {
             self.problems.missing.push((format!("{}{name}", self.prefix), None));
             return Ok(unread);
@@ -281,6 +283,11 @@ impl<'s, 'c> Keys<'s, 'c> {
             }
         }
         Ok(terms)
+    }
+
+    /// The names and shapes of all that was asked for, without the prefix.
+    pub(super) fn into_needed(self) -> Vec<(String, Vec<usize>)> {
+        self.needed
     }
 
     /// Every tensor has to have been taken, and every branch.

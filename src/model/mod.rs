@@ -66,6 +66,26 @@ pub enum ModelError {
     Candle(#[from] candle_core::Error),
 }
 
+impl Config {
+    /// The names and shapes of the tensors of such a model, in the order of its modules. Tensors that it may have or not are among
+    /// them if `tensors` has them.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] if there is no such model.
+    pub fn tensors(&self, tensors: &StateDict<'_>) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+        self.check()?;
+        vit::needed(self, tensors)
+    }
+
+    /// Checks that `tensors` are exactly those of such a model, as `load_state_dict(strict=True)` does.
+    ///
+    /// # Errors
+    /// [`ModelError::Keys`].
+    pub fn check_tensors(&self, tensors: &StateDict<'_>) -> Result<(), ModelError> {
+        vit::compare(self, tensors, &Branches::default())
+    }
+}
+
 /// What stands before the names of the model's tensors, such as `module.`: what stands before its patch embedding's.
 fn prefix_of(tensors: &StateDict<'_>) -> String {
     const EMBEDDING: &str = "patch_embed.proj.weight";

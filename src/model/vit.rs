@@ -350,6 +350,15 @@ impl<'c> Vit<'c> {
     }
 }
 
+/// The names and shapes of the tensors that the model needs. `tensors` tells what may be there or not.
+pub(super) fn needed(config: &Config, tensors: &StateDict<'_>) -> Result<Vec<(String, Vec<usize>)>, ModelError> {
+    let branches = Branches::default();
+    let mut keys = Keys::new(tensors, "", &branches, None);
+    let ops = Ops { kernels: Kernels::Fused, precision: Precision::F32, threads: 1 };
+    Vit::build(config, &mut keys, ops, &Device::Cpu)?;
+    Ok(keys.into_needed())
+}
+
 /// Whether `tensors` are the weights of such a model: what `load_state_dict(strict=True)` checks.
 ///
 /// # Errors

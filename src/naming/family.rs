@@ -81,6 +81,9 @@ pub(super) struct Table {
     /// Whether the class token takes up its position where there are registers.
     #[serde(default)]
     class_position: bool,
+    /// Whether positions are VideoMAE's fixed sin-cos table, which files do not have.
+    #[serde(default)]
+    sinusoid_positions: bool,
     #[serde(default)]
     pub(super) map: Vec<MapRow>,
     #[serde(default)]
@@ -137,6 +140,7 @@ pub struct Family {
     evidence: Vec<Evidence>,
     prefixes: Vec<String>,
     pub(super) class_position: bool,
+    sinusoid_positions: bool,
     pub(super) rules: Vec<Rule>,
     pub(super) drop: Vec<Leave>,
     pub(super) refuse: Vec<Leave>,
@@ -203,6 +207,7 @@ impl Family {
             evidence: table.evidence.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong)?,
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
             class_position: table.class_position,
+            sinusoid_positions: table.sinusoid_positions,
             rules: from().flat_map(|t| &t.map).map(|row| Rule::new(&row.in_module(module))).collect::<Result<_, _>>().map_err(wrong)?,
             drop: from().flat_map(|t| &t.drop).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
             refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
@@ -244,6 +249,12 @@ impl Family {
         prefix.is_empty()
             || modules.is_some_and(|modules| modules.split('.').all(|module| WRAPPERS.contains(&module)))
             || self.prefixes.iter().any(|known| known == prefix)
+    }
+
+    /// Whether positions are VideoMAE's fixed sin-cos table, which files of this family do not have.
+    #[must_use]
+    pub fn has_sinusoid_positions(&self) -> bool {
+        self.sinusoid_positions
     }
 
     /// Whether each piece of this family's evidence is found in the tensors `specs`.

@@ -207,7 +207,7 @@ impl Rule {
                 (Part::Name(name), None) => return Err(name.write(&slots).unwrap_or_default()),
                 (Part::Zeros, _) => {
                     let (dtype, shape) = sibling.map_or((DType::F32, vec![0]), |s| (s.dtype, s.shape.clone()));
-                    Expr::Zeros { dtype, shape }
+                    Expr::Filled { dtype, shape, value: 0.0 }
                 }
             });
         }

@@ -113,6 +113,16 @@ impl Emitter {
         self.op(b'u')
     }
 
+    /// An empty dictionary.
+    pub fn empty_dict(&mut self) -> &mut Self {
+        self.op(b'}')
+    }
+
+    /// Sets the last two values, a key and its value, on the dictionary before them.
+    pub fn set_item(&mut self) -> &mut Self {
+        self.op(b's')
+    }
+
     /// The object of which the last value is the persistent id.
     pub fn persistent(&mut self) -> &mut Self {
         self.op(b'Q')

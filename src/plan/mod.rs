@@ -3,10 +3,12 @@
 //! A [`Plan`] is a flat, ordered list of [`Step`]s, each a run of elements to compute, and of the tensors that are views
 //! of them. Planners are pure functions of specs; they touch no file. The engine executes every plan alike.
 
+mod copy;
 mod fold;
 mod lambda;
 mod share;
 
+pub(crate) use copy::copy;
 pub(crate) use fold::{AuxSide, FoldOptions, Side, fold};
 pub use fold::{
     BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, Parameter, ShapeMismatch,

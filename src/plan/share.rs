@@ -16,6 +16,11 @@ pub(super) struct Group {
     pub(super) numel: usize,
 }
 
+/// What the user is told of tensors that share their data, where the output cannot.
+pub(super) fn copied(names: &[&str]) -> String {
+    format!("{} share their data; safetensors holds each as a copy", names.join(", "))
+}
+
 /// The range of elements of its storage that a tensor uses; empty if it has no elements.
 fn extent(spec: &TensorSpec, placement: &Placement<'_>) -> (usize, usize) {
     if spec.shape.contains(&0) {

@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
 use crate::error::Result;
 use crate::plan::{Output, Plan, Source, Step, TensorRef};
 use crate::tensor::{DType, TensorSpec, contiguous_strides, decode_f64};
-use crate::write::{Format, Layout, ScratchFile};
+use crate::write::{Destination, Format, Layout, ScratchFile, Sink as _};
 
 /// The name of the array of logits.
 const LOGITS: &str = "logits";
@@ -186,14 +186,13 @@ impl SavedLogits<'_> {
         if !self.samples.is_empty() {
             metadata.push((SAMPLES.to_owned(), Value::from(self.samples).to_string()));
         }
-        let layout = Layout::new(Format::Safetensors, &plan, &metadata)
+        let layout = Layout::new(Destination::file(path, Format::Safetensors, replace), &plan, &metadata)
             .map_err(|problem| crate::Error::Layout { path: path.to_owned(), problem })?;
-        let mut writer = layout.create(path, replace)?;
-        let sink = writer.sink();
-        for step in sink.order().to_vec() {
-            sink.begin(step)?;
-            sink.write(tensors[step].3)?;
-            sink.end()?;
+        let mut writer = layout.create()?;
+        for step in writer.order().to_vec() {
+            writer.begin(step)?;
+            writer.write(tensors[step].3)?;
+            writer.end()?;
         }
         Ok(writer.publish()?)
     }

@@ -1,7 +1,8 @@
 //! The zip archive of `torch.save`, as PyTorch 2.15 writes it, but for its optional `.data/serialization_id`.
 //!
 //! ```text
-//! archive/data.pkl             protocol 2: OrderedDict of _rebuild_tensor_v2 (_v3 for the newer types)
+//! archive/data.pkl             protocol 2: OrderedDict of _rebuild_tensor_v2 (_v3 for the newer types), in the
+//!                              dictionaries that lead to it, if any
 //! archive/.format_version      1
 //! archive/.storage_alignment   64
 //! archive/byteorder            little
@@ -16,7 +17,7 @@
 
 use crc32fast::Hasher;
 
-use super::{ScratchFile, Sink};
+use super::ScratchFile;
 use crate::error::Result;
 use crate::pickle::Emitter;
 use crate::plan::Plan;
@@ -155,7 +156,7 @@ fn zip64_central(entry: &Entry) -> Vec<u8> {
 
 /// The layout of a .pth file: the pickle is made, and every offset is known.
 #[derive(Clone, Debug)]
-pub(crate) struct PthLayout {
+pub(super) struct PthLayout {
     pickle: Vec<u8>,
     entries: Vec<Entry>,
     order: Vec<usize>,
@@ -163,13 +164,11 @@ pub(crate) struct PthLayout {
     directory_bytes: u64,
 }
 
-/// Entries before the storages: the pickle and the notes.
-const FRONT: usize = 4;
-
 impl PthLayout {
-    pub(super) fn new(plan: &Plan) -> PthLayout {
-        let pickle = pickle(plan);
-        let mut entries: Vec<Entry> = Vec::with_capacity(plan.steps.len() + FRONT + 1);
+    /// The layout of `plan`'s tensors under the keys of `root`, outermost first.
+    pub(super) fn new(plan: &Plan, root: &[&str]) -> PthLayout {
+        let pickle = pickle(plan, root);
+        let mut entries: Vec<Entry> = Vec::with_capacity(plan.steps.len() + NOTES.len() + 2);
         let mut add = |name: String, size: u64| {
             let at = entries.last().map_or(0, Entry::end);
             entries.push(Entry::at(at, format!("{ROOT}/{name}"), size));
@@ -185,6 +184,11 @@ impl PthLayout {
         let directory = entries.last().map_or(0, Entry::end);
         let directory_bytes = entries.iter().map(Entry::central_bytes).sum();
         PthLayout { pickle, entries, order: (0..plan.steps.len()).collect(), directory, directory_bytes }
+    }
+
+    /// The steps of the plan in the order in which they are to be written.
+    pub(super) fn order(&self) -> &[usize] {
+        &self.order
     }
 
     /// The size of the file, in bytes.
@@ -226,9 +230,12 @@ impl PthLayout {
 const NOTES: &[(&str, &str)] = &[(".format_version", "1"), (".storage_alignment", "64"), ("byteorder", "little")];
 const VERSION: &str = "3\n";
 
-/// The object tree: an `OrderedDict` of dense tensors on the CPU.
-fn pickle(plan: &Plan) -> Vec<u8> {
+/// The object tree: an `OrderedDict` of dense tensors on the CPU, in one dictionary for each key of `root`.
+fn pickle(plan: &Plan, root: &[&str]) -> Vec<u8> {
     let mut out = Emitter::new();
+    for key in root {
+        out.empty_dict().str(key);
+    }
     out.global("collections", "OrderedDict").empty_tuple().reduce().mark();
     for output in &plan.outputs {
         let step = &plan.steps[output.step];
@@ -265,12 +272,15 @@ fn pickle(plan: &Plan) -> Vec<u8> {
         out.tuple().reduce();
     }
     out.set_items();
+    for _ in root {
+        out.set_item();
+    }
     out.stop()
 }
 
 /// A .pth file being written.
 #[derive(Debug)]
-pub(crate) struct PthSink {
+pub(super) struct PthSink {
     file: ScratchFile,
     layout: PthLayout,
     crc: Hasher,
@@ -295,7 +305,8 @@ impl PthSink {
         self.end()
     }
 
-    fn open(&mut self) -> Result<()> {
+    /// Begins the next entry: after the front, that is the next step's.
+    pub(super) fn open(&mut self) -> Result<()> {
         let header = self.layout.entries[self.crcs.len()].local_header();
         self.crc = Hasher::new();
         self.file.write(&header)
@@ -309,24 +320,14 @@ impl PthSink {
         self.file.write(&self.layout.end_records())?;
         Ok(self.file)
     }
-}
 
-impl Sink for PthSink {
-    fn order(&self) -> &[usize] {
-        &self.layout.order
-    }
-
-    fn begin(&mut self, step: usize) -> Result<()> {
-        debug_assert_eq!(self.crcs.len(), FRONT + step);
-        self.open()
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
         self.crc.update(bytes);
         self.file.write(bytes)
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// The current entry is complete.
+    pub(super) fn end(&mut self) -> Result<()> {
         let crc = self.crc.clone().finalize();
         let descriptor = self.layout.entries[self.crcs.len()].descriptor(crc);
         self.crcs.push(crc);

@@ -4,31 +4,13 @@
 //! among equals is the plan's), so that every tensor is aligned to its element size, as readers of the format expect.
 //! The header is padded with spaces to a multiple of eight bytes.
 
-use super::{ScratchFile, Sink};
+use super::{LayoutProblem, ScratchFile};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::tensor::DType;
-
-/// Why a plan cannot be written as safetensors.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LayoutProblem {
-    /// The format has no such type.
-    #[error("safetensors has no type for {tensor}, which is {dtype}; write a .pth file instead")]
-    Type {
-        /// The tensor.
-        tensor: String,
-        /// Its type.
-        dtype: DType,
-    },
-    /// The name is reserved.
-    #[error("safetensors keeps the name \"__metadata__\" for itself; write a .pth file instead")]
-    ReservedName,
-}
 
 /// The layout of a .safetensors file: the header is made, and every offset is known.
 #[derive(Clone, Debug)]
-pub(crate) struct SafetensorsLayout {
+pub(super) struct SafetensorsLayout {
     header: Vec<u8>,
     order: Vec<usize>,
     data_bytes: u64,
@@ -69,6 +51,11 @@ impl SafetensorsLayout {
         Ok(SafetensorsLayout { header, order, data_bytes })
     }
 
+    /// The steps of the plan in the order in which they are to be written.
+    pub(super) fn order(&self) -> &[usize] {
+        &self.order
+    }
+
     /// The size of the file, in bytes.
     #[must_use]
     pub(super) fn file_bytes(&self) -> u64 {
@@ -76,38 +63,23 @@ impl SafetensorsLayout {
     }
 }
 
-/// A .safetensors file being written.
+/// A .safetensors file being written: all that follows the header is the data, without a gap.
 #[derive(Debug)]
-pub(crate) struct SafetensorsSink {
+pub(super) struct SafetensorsSink {
     file: ScratchFile,
-    order: Vec<usize>,
 }
 
 impl SafetensorsSink {
-    pub(super) fn new(mut file: ScratchFile, layout: SafetensorsLayout) -> Result<SafetensorsSink> {
+    pub(super) fn new(mut file: ScratchFile, layout: &SafetensorsLayout) -> Result<SafetensorsSink> {
         file.write(&layout.header)?;
-        Ok(SafetensorsSink { file, order: layout.order })
+        Ok(SafetensorsSink { file })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write(bytes)
     }
 
     pub(super) fn finish(self) -> ScratchFile {
         self.file
-    }
-}
-
-impl Sink for SafetensorsSink {
-    fn order(&self) -> &[usize] {
-        &self.order
-    }
-
-    fn begin(&mut self, _: usize) -> Result<()> {
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write(bytes)
-    }
-
-    fn end(&mut self) -> Result<()> {
-        Ok(())
     }
 }

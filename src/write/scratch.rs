@@ -62,11 +62,32 @@ fn scratch_prefix(target: &Path) -> String {
     format!(".{}.m2pt-surgery-", &name[..name.floor_char_boundary(150)])
 }
 
+/// A name beside `target` that this process has not given yet: `.NAME.m2pt-surgery-PID-N` and the ending.
+fn sibling(target: &Path, ending: &str) -> PathBuf {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    folder_of(target).join(format!("{}{}-{number}{ending}", scratch_prefix(target), std::process::id()))
+}
+
+/// What the names of scratch files end in.
+const SCRATCH: &str = ".tmp";
+/// What the names of files end in that were set aside until those that replace them are all there.
+const ASIDE: &str = ".old";
+
 /// The scratch files of `path` that are there now: left behind by a killed process, or being written by another one.
 ///
 /// Which of the two cannot be told safely (its process may live on another machine that shares the folder, or in another
 /// container), and so they are never removed.
-pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
+pub(super) fn leftovers(path: &Path) -> Vec<PathBuf> {
+    named_like_scratch(path, SCRATCH)
+}
+
+/// The old files of `path` that a killed process had set aside, or that another one sets aside now.
+pub(super) fn asides(path: &Path) -> Vec<PathBuf> {
+    named_like_scratch(path, ASIDE)
+}
+
+fn named_like_scratch(path: &Path, ending: &str) -> Vec<PathBuf> {
     let link = fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_symlink());
     let target = link.then(|| fs::canonicalize(path).ok()).flatten().unwrap_or_else(|| path.to_owned());
     let prefix = scratch_prefix(&target);
@@ -74,7 +95,7 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder_of(&target)).into_iter().flatten().flatten();
     let mut found: Vec<PathBuf> = entries
         .filter(|entry| {
-            entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(".tmp"))
+            entry.file_name().to_str().is_some_and(|name| name.starts_with(&prefix) && name.ends_with(ending))
         })
         .map(|entry| target.with_file_name(entry.file_name()))
         .collect();
@@ -83,7 +104,7 @@ pub(crate) fn leftovers(path: &Path) -> Vec<PathBuf> {
 }
 
 /// The folder that a path names a file in.
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -97,7 +118,6 @@ impl ScratchFile {
     /// # Errors
     /// As [`check_target`], and [`Error::Io`].
     pub(crate) fn create(path: &Path, replace: bool) -> Result<ScratchFile> {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let existing = check_target(path, replace)?;
         let target = match existing {
             Some(_) => fs::canonicalize(path).map_err(|source| Error::Io {
@@ -107,10 +127,8 @@ impl ScratchFile {
             })?,
             None => path.to_owned(),
         };
-        let prefix = scratch_prefix(&target);
         loop {
-            let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-            let scratch = folder_of(&target).join(format!("{prefix}{}-{number}.tmp", std::process::id()));
+            let scratch = sibling(&target, SCRATCH);
             let opened = OpenOptions::new().write(true).create_new(true).open(&scratch);
             let file = match opened {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
@@ -150,6 +168,35 @@ impl ScratchFile {
             file.sync_all().map_err(|source| self.error("write", source))?;
         }
         Ok(())
+    }
+
+    /// The file that this will be.
+    pub(super) fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Where the file that is to be replaced, if there is one, can be put meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Io`] if the operating system does not tell what is there.
+    pub(super) fn aside(&self) -> Result<Option<PathBuf>> {
+        if !self.replace || !self.taken(&self.target)? {
+            return Ok(None);
+        }
+        loop {
+            let aside = sibling(&self.target, ASIDE);
+            if !self.taken(&aside)? {
+                return Ok(Some(aside));
+            }
+        }
+    }
+
+    fn taken(&self, path: &Path) -> Result<bool> {
+        match fs::symlink_metadata(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(self.error("look at", source)),
+        }
     }
 
     /// Makes the file durable and gives it its name.

@@ -20,6 +20,7 @@ import check_logits
 import check_old_torch
 import check_parity
 import check_repeat
+import check_shards
 import check_sharing
 import check_verify
 from report import Report
@@ -35,6 +36,7 @@ PARTS = (
     check_inputs,
     check_dtypes,
     check_sharing,
+    check_shards,
     check_archive,
     check_old_torch,
     check_differential,

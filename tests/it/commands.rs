@@ -52,6 +52,10 @@ fn fold_says_what_it_would_do_and_what_it_did() {
     assert!(!path.exists(), "a dry run writes nothing");
     snapshot("fold", &fold);
     snapshot("fold_exists", &fold);
+    let shards = folder.path().join("shards");
+    let split = [&fold[..6], &["--max-shard-size", "500KB", "-o", shards.to_str().unwrap()]].concat();
+    snapshot("fold_shards_dry_run", &[&split[..], &["--dry-run", "--layers", "qkv", "--blocks", "0"]].concat());
+    snapshot("fold_shards", &split);
     snapshot("fold_learned", &["fold", "fixtures/mnist_pathway.pth", "-o", output, "--force"]);
 }
 
@@ -174,7 +178,7 @@ fn fold_json_has_the_documented_names() {
     assert_eq!(keys(&report), "target aux output layers dropped notes non_finite seconds");
     let model = "file root family architecture layers outside roots";
     assert_eq!((keys(&report["target"]), keys(&report["aux"][0])), (model.into(), model.into()));
-    assert_eq!(keys(&report["output"]), "file format tensors bytes written");
+    assert_eq!(keys(&report["output"]), "file format tensors bytes written files");
     let layer = "name parameter block kind shape dtype bytes terms relative_change";
     assert_eq!(keys(&report["layers"][0]), layer);
     assert_eq!(keys(&report["layers"][0]["terms"][0]), "aux input lambda");

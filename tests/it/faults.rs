@@ -191,9 +191,17 @@ impl Case {
         let killed = output.status.signal() == Some(9);
         let title = format!("{:?}, {title}, ended with {}, saying {stderr:?}", self.args, output.status);
         let targets: Vec<PathBuf> = self.targets.iter().map(|target| self.bench.path(target)).collect();
+        // Of several files, old ones may be set aside when the program is killed, or the disk takes no more.
+        let is_set = self.is_set();
+        let unrestored = stderr.contains("could not be put back");
+        let may_be_aside = is_set && (killed || unrestored);
         for path in &targets {
             let (old, now) = (self.before.get(path), after.get(path));
-            assert!(now == old || self.is_new(path, now), "{title}: {} is neither old nor new", path.display());
+            let fits = now == old || self.is_new(path, now) || may_be_aside && now.is_none();
+            assert!(fits, "{title}: {} is neither old nor new", path.display());
+        }
+        if is_set {
+            self.check_set(&title, &targets, &after, may_be_aside);
         }
         for (path, state) in self.before.iter().filter(|(path, _)| !targets.contains(path)) {
             assert!(after.get(path) == Some(state), "{title}: {} was changed", path.display());
@@ -203,7 +211,8 @@ impl Case {
                 let target = target.file_name().unwrap().to_str().unwrap();
                 let middle = path.file_name().unwrap().to_str().unwrap();
                 let middle = middle.strip_prefix(&format!(".{target}.m2pt-surgery-{process}-"));
-                let number = middle.and_then(|middle| middle.strip_suffix(".tmp"));
+                let old = middle.filter(|_| is_set).and_then(|middle| middle.strip_suffix(".old"));
+                let number = middle.and_then(|middle| middle.strip_suffix(".tmp")).or(old);
                 number.is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
             });
             assert!(is_scratch, "{title}: what is {}?", path.display());
@@ -221,6 +230,12 @@ impl Case {
                 let error = stderr.lines().find(|line| line.starts_with("error: "));
                 assert!(error.is_some_and(|error| names.any(|name| error.contains(name))), "{title}: which file?");
                 assert!(!stderr.contains("panicked"), "{title}");
+                if is_set {
+                    let as_before = targets.iter().all(|path| after.get(path) == self.before.get(path));
+                    assert!(as_before || may_leave || may_be_done, "{title}: it is not as it was");
+                    assert!(!unrestored || may_leave, "{title}: nothing kept it from being put back");
+                    return self.restore(&after);
+                }
                 // It can fail after the output has its name only if there is more to write, and then says so.
                 let (old, now) = (self.before.get(&targets[0]), after.get(&targets[0]));
                 let says = stderr.contains(&format!("{} was written", self.targets[0]));
@@ -231,6 +246,36 @@ impl Case {
             _ => assert!(killed, "{title}"),
         }
         self.restore(&after);
+    }
+
+    /// Whether it writes files that belong together.
+    fn is_set(&self) -> bool {
+        self.targets.last().is_some_and(|last| last.ends_with(".index.json"))
+    }
+
+    /// Whoever begins at the index finds what belongs to it; and no old file is lost but where all new ones are there.
+    fn check_set(&self, title: &str, targets: &[PathBuf], after: &Files, may_be_aside: bool) {
+        let (index, shards) = targets.split_last().unwrap();
+        let all_new = shards.iter().all(|path| self.is_new(path, after.get(path)));
+        if self.is_new(index, after.get(index)) {
+            assert!(all_new, "{title}: the new index is without its shards");
+            return;
+        }
+        let old = |path: &PathBuf| self.before.get(path);
+        if after.contains_key(index) {
+            assert!(
+                shards.iter().all(|path| old(path) == after.get(path)),
+                "{title}: the old index is without its shards"
+            );
+        }
+        for path in targets.iter().filter(|path| old(path).is_some() && old(path) != after.get(*path)) {
+            let start = format!(".{}.m2pt-surgery-", path.file_name().unwrap().to_str().unwrap());
+            let kept = after.iter().any(|(other, state)| {
+                let name = other.file_name().unwrap().to_str().unwrap();
+                name.starts_with(&start) && name.ends_with(".old") && Some(state) == old(path)
+            });
+            assert!(may_be_aside && kept, "{title}: what {} was is lost", path.display());
+        }
     }
 
     /// Every fault at every call; returns how many runs that were.
@@ -318,6 +363,37 @@ fn an_output_and_its_report_are_whole_or_absent_whatever_fails() {
     assert!(Case::new(&fold(&["--report", "--force"]), "out", &targets, true).disturb() >= 60);
 }
 
+/// A fold into three shards, and what it writes.
+const SHARDS: [&str; 4] = [
+    "out/model-00001-of-00003.safetensors",
+    "out/model-00002-of-00003.safetensors",
+    "out/model-00003-of-00003.safetensors",
+    "out/model.safetensors.index.json",
+];
+
+fn into_shards(more: &[&'static str]) -> Vec<&'static str> {
+    let fold = ["fold", "vit.pth", "--aux", "speech.pth", "--lambda", "0.1", "--max-shard-size", "500KB", "-o", "out"];
+    [&fold, more].concat()
+}
+
+#[test]
+fn shards_and_their_index_are_all_there_or_none_whatever_fails() {
+    let case = Case::new(&into_shards(&[]), "out", &SHARDS, false);
+    let names = case.calls.iter().filter(|call| call.function == "link").map(|call| call.name.as_str());
+    let order = SHARDS.map(|path| path.strip_prefix("out/").unwrap());
+    assert_eq!(names.collect::<Vec<_>>(), order, "the index comes last");
+    assert!(case.disturb() >= 150);
+}
+
+#[test]
+fn replaced_shards_are_the_old_or_the_new_ones_whatever_fails() {
+    let case = Case::new(&into_shards(&["--force"]), "out", &SHARDS, true);
+    let renamed = case.calls.iter().filter(|call| call.function == "rename");
+    let renamed: Vec<_> = renamed.map(|call| call.name.ends_with(".old")).collect();
+    assert_eq!(renamed, [true, true, true, true, false, false, false, false]);
+    assert!(case.disturb() >= 200);
+}
+
 /// The numbers of a xorshift generator: the same in every run of the tests.
 struct Random(u64);
 
@@ -337,9 +413,11 @@ fn an_output_is_the_old_or_the_new_one_whenever_the_program_is_killed() {
     let new = Case::new(&LARGE, "out", &["out/merged.safetensors"], false);
     let forced = [&LARGE[..], &["--force"]].concat();
     let replaced = Case::new(&forced, "out", &["out/merged.safetensors"], true);
+    let shards = Case::new(&into_shards(&[]), "out", &SHARDS, false);
+    let replaced_shards = Case::new(&into_shards(&["--force"]), "out", &SHARDS, true);
     let (mut random, mut killed) = (Random(0x5eed), 0);
     let mut longest = 1;
-    for case in [&new, &replaced] {
+    for case in [&new, &replaced, &shards, &replaced_shards] {
         case.restore(&case.done);
         let started = Instant::now();
         assert!(case.command().output().unwrap().status.success());
@@ -347,7 +425,7 @@ fn an_output_is_the_old_or_the_new_one_whenever_the_program_is_killed() {
         case.restore(&case.done);
     }
     for run in 0..RUNS {
-        let case = if run % 2 == 0 { &new } else { &replaced };
+        let case = [&new, &replaced, &shards, &replaced_shards][run as usize % 4];
         let wait = Duration::from_micros(random.below(longest));
         let mut child = case.command().spawn().unwrap();
         let process = child.id();

@@ -44,6 +44,8 @@ mod preprocessing;
 mod samples;
 #[cfg(feature = "verify")]
 mod second_opinion;
+#[cfg(feature = "cli")]
+mod sharding;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
 #[cfg(feature = "verify")]

@@ -4,9 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{AuxSide, BiasMode, BlockSet, Dropped, FoldOptions, FoldedLayer, Parameter, Side};
 use crate::naming::SCALE;
+use crate::plan::copy::lay_out;
 use crate::plan::share::{self, Group};
-use crate::plan::{Output, Plan, Sharing, Source, Step, TensorRef, Term};
-use crate::tensor::{TensorSpec, contiguous_strides};
+use crate::plan::{Plan, Sharing, Term};
+use crate::tensor::TensorSpec;
 
 /// The plan that writes `target` with the parameters `folded` in place of its own.
 pub(super) fn plan(
@@ -30,44 +31,21 @@ pub(super) fn plan(
         .collect();
     let mut plan = Plan { notes: notes(target, aux, options, &folded, &groups, &changed), ..Plan::default() };
 
-    let mut step_of_group = vec![None; groups.len()];
-    let mut group_of = vec![None; specs.len()];
-    if options.sharing == Sharing::Keep {
-        for (number, group) in groups.iter().enumerate() {
-            group.members.iter().for_each(|&member| group_of[member] = Some(number));
-        }
+    for &index in &pathway {
+        let folded = merged.contains(&index);
+        let name = &specs[index].name;
+        plan.dropped.push(Dropped { name: name.clone(), reason: reason(name, folded), folded });
     }
     let mut by_name: HashMap<String, &mut FoldedLayer> = folded.iter_mut().map(|f| (f.name.clone(), f)).collect();
-    for (index, spec) in specs.iter().enumerate() {
-        if pathway.contains(&index) {
-            let folded = merged.contains(&index);
-            plan.dropped.push(Dropped { name: spec.name.clone(), reason: reason(&spec.name, folded), folded });
-            continue;
-        }
-        let dtype = options.dtype.filter(|_| spec.dtype.is_foldable()).unwrap_or(spec.dtype);
-        let out = TensorSpec { dtype, ..spec.clone() };
-        let tensor = TensorRef { input: 0, tensor: index };
-        if let Some(group) = group_of[index] {
-            let Group { first, numel, .. } = groups[group];
-            let step = *step_of_group[group].get_or_insert(plan.steps.len());
-            if step == plan.steps.len() {
-                plan.steps.push(Step { source: Source::Run { tensor, first }, terms: vec![], dtype, numel });
-            }
-            let placement = &target.placements[index];
-            let (offset, strides) = (placement.offset - first, placement.strides.to_vec());
-            plan.outputs.push(Output { spec: out, step, offset, strides });
-            continue;
-        }
-        let step = plan.steps.len();
-        let mut terms = Vec::new();
-        if let Some(parameter) = by_name.get_mut(&spec.name) {
-            parameter.step = step;
-            let effective = parameter.terms.iter().filter(|term| term.lambda != 0.0);
-            terms.extend(effective.map(|term| Term { source: term.source, lambda: term.lambda }));
-        }
-        plan.steps.push(Step { source: Source::Tensor(tensor), terms, dtype, numel: spec.numel() });
-        plan.outputs.push(Output { strides: contiguous_strides(&spec.shape), spec: out, step, offset: 0 });
-    }
+    let kept: Vec<usize> = (0..specs.len()).filter(|index| !pathway.contains(index)).collect();
+    let shared = if options.sharing == Sharing::Keep { groups.as_slice() } else { &[] };
+    let dtype = |index: usize| options.dtype.filter(|_| specs[index].dtype.is_foldable());
+    (plan.steps, plan.outputs) = lay_out(specs, &target.placements, &kept, shared, dtype, |index, step| {
+        let Some(parameter) = by_name.get_mut(&specs[index].name) else { return Vec::new() };
+        parameter.step = step;
+        let effective = parameter.terms.iter().filter(|term| term.lambda != 0.0);
+        effective.map(|term| Term { source: term.source, lambda: term.lambda }).collect()
+    });
     plan.folded = folded;
     plan
 }
@@ -96,7 +74,7 @@ fn notes(
     if options.sharing == Sharing::Copy {
         for group in groups.iter().filter(|group| group.members.len() > 1) {
             let names: Vec<_> = group.members.iter().map(|&i| specs[i].name.as_str()).collect();
-            notes.push(format!("{} share their data; safetensors holds each as a copy", names.join(", ")));
+            notes.push(share::copied(&names));
         }
     }
     let all: Vec<usize> = (0..specs.len()).collect();

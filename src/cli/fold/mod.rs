@@ -1,5 +1,7 @@
 //! `fold`: `W + lambda * W'` into a drop-in checkpoint.
 
+mod json;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -14,13 +16,12 @@ use m2pt_surgery::{
     Architecture, AuxRequest, BiasMode, BlockSet, DType, DepthMismatch, Error, FoldReport, FoldRequest, FoldedLayer,
     Format, LambdaSpec, LayerKind, Norms, Parameter, PlannedFold, RootChoice, Selector, Understood,
 };
-use serde_json::{Value, json};
 
 use super::DONE;
-use super::inspect::{root_json, root_text};
+use super::inspect::root_text;
 use super::printer::{Printer, right};
 use super::progress::Bar;
-use super::text::{bytes, counted, printable, significant};
+use super::text::{bytes, counted, printable, significant, size};
 
 /// Fold auxiliary weights into a target, W + lambda * W', and write a plain checkpoint
 ///
@@ -34,9 +35,11 @@ use super::text::{bytes, counted, printable, significant};
   m2pt-surgery fold image.pth --aux audio.pth --lambda 'qkv=0.1,fc1=0.02' --dry-run -o merged.pth
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.0..0.2 --blocks 0-5 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.pth       learned lambdas
+  m2pt-surgery fold model/ --aux audio.pth --lambda 0.1 --max-shard-size 2GB -o merged/
+  m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 --wrap model -o merged.pth
   m2pt-surgery fold gpt.pth --aux other.pth --lambda 0.1 -o merged.pth \\
       --target-pattern 'h\\.(?<block>\\d+)\\.(?:(?<qkv>attn\\.c_attn)|(?<fc1>mlp\\.c_fc))\\.weight$'")]
-pub(super) struct Args {
+pub(in crate::cli) struct Args {
     /// The checkpoint that is improved
     target: PathBuf,
 
@@ -44,7 +47,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE[=LAMBDA]")]
     aux: Vec<OsString>,
 
-    /// The file to write: .pth (also .pt, .bin, .ckpt) or .safetensors
+    /// The file to write: .pth (also .pt, .bin, .ckpt) or .safetensors; with --max-shard-size also a folder
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
@@ -98,6 +101,18 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "FORMAT")]
     format: Option<OutputFormat>,
 
+    /// Split the output into files of at most so many bytes of tensors, with an index, as Hugging Face does: 2GB, 500MB,
+    /// 1GiB, or bytes. In a folder (made if need be) they are called model-00001-of-00003.safetensors and
+    /// model.safetensors.index.json, or with --format pth pytorch_model-00001-of-00003.bin and so on; OUTPUT.safetensors
+    /// makes it OUTPUT-00001-of-00003.safetensors. If all fits into one file, that is model.safetensors, without an index
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    max_shard_size: Option<u64>,
+
+    /// Put the tensors under this key of a .pth file, as training scripts expect: {'model': {...}}; several keys, outermost
+    /// first, are joined by dots
+    #[arg(long, value_name = "KEY")]
+    wrap: Option<String>,
+
     /// Replace the output if it exists; it may be one of the inputs
     #[arg(long)]
     force: bool,
@@ -124,7 +139,7 @@ pub(super) struct Args {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Bias {
+pub(in crate::cli) enum Bias {
     Keep,
     Fold,
 }
@@ -139,7 +154,7 @@ impl From<Bias> for BiasMode {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Depth {
+pub(in crate::cli) enum Depth {
     Error,
     First,
 }
@@ -154,17 +169,17 @@ impl From<Depth> for DepthMismatch {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-enum OutputFormat {
+pub(in crate::cli) enum OutputFormat {
     Pth,
     Safetensors,
 }
 
-pub(super) fn layer_kind(text: &str) -> Result<LayerKind, String> {
+pub(in crate::cli) fn layer_kind(text: &str) -> Result<LayerKind, String> {
     let found = LayerKind::ALL.into_iter().find(|kind| kind.name() == text.trim());
     found.ok_or_else(|| "the kinds of layer are qkv, proj, fc1, fc2".to_owned())
 }
 
-pub(super) fn block_set(text: &str) -> Result<BlockSet, String> {
+pub(in crate::cli) fn block_set(text: &str) -> Result<BlockSet, String> {
     BlockSet::parse(text).ok_or_else(|| "write blocks as numbers and ranges of up to 4096: 0-5,8".to_owned())
 }
 
@@ -178,7 +193,7 @@ fn selector(text: &str) -> Result<Selector, String> {
 }
 
 /// `FILE` or `FILE=LAMBDA`; a file whose name holds `=` is taken as it is if it exists.
-pub(super) fn aux(text: &OsStr) -> Result<AuxRequest> {
+pub(in crate::cli) fn aux(text: &OsStr) -> Result<AuxRequest> {
     let whole = AuxRequest { path: text.into(), lambda: None };
     // A name that is not UTF-8 is taken as it is.
     let Some(text) = text.to_str().filter(|_| !whole.path.exists()) else { return Ok(whole) };
@@ -206,10 +221,20 @@ fn request(args: &Args) -> Result<FoldRequest> {
         OutputFormat::Pth => Format::Pth,
         OutputFormat::Safetensors => Format::Safetensors,
     });
+    // A folder of shards has the format that transformers prefers.
+    let folder = args.output.is_dir() || Format::from_extension(&args.output).is_none();
+    let format = format.or((args.max_shard_size.is_some() && folder).then_some(Format::Safetensors));
     let mut request = match format {
         Some(format) => FoldRequest::with_format(&args.target, &args.output, format),
         None => FoldRequest::new(&args.target, &args.output)?,
     };
+    request.shard_bytes = args.max_shard_size;
+    if let Some(key) = &args.wrap {
+        if key.is_empty() {
+            bail!("--wrap \"\" names no key; leave it out to write the tensors at the top");
+        }
+        request.wrap.clone_from(key);
+    }
     request.aux = args.aux.iter().map(|text| aux(text)).collect::<Result<_>>()?;
     let root = |path: &Option<String>| path.clone().map_or(RootChoice::Auto, RootChoice::Path);
     request.target_root = root(&args.root);
@@ -235,7 +260,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     Ok(request)
 }
 
-pub(super) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
+pub(in crate::cli) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
     /// Bytes of the longest lambda file read: far more than any model has layers for.
     const LONGEST: u64 = 16 << 20;
     let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
@@ -247,7 +272,7 @@ pub(super) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
     Ok(LambdaSpec::from_json(&path.display().to_string(), &String::from_utf8_lossy(&text)).map_err(problem)?)
 }
 
-pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
+pub(in crate::cli) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let inputs = request(args)?.open()?;
     let fold = inputs.plan().inspect_err(|_| inputs.notes().iter().for_each(|note| printer.note(note)))?;
     for note in &fold.plan().notes {
@@ -276,7 +301,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
 
 /// The name of the file that was written before something else failed.
 #[derive(Debug)]
-pub(super) struct Written(String);
+pub(in crate::cli) struct Written(pub(in crate::cli) String);
 
 impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -286,9 +311,9 @@ impl fmt::Display for Written {
 
 fn print(args: &Args, fold: &PlannedFold<'_>, done: Option<&FoldReport>, printer: &mut Printer) -> Result<()> {
     if args.json {
-        printer.json(&report_json(fold, done))?;
+        printer.json(&json::report(fold, done))?;
     } else {
-        models(fold, printer)?;
+        models(fold.target(), fold.aux(), printer)?;
         match done {
             None => dry_run(fold, printer)?,
             Some(done) => report(fold, done, printer)?,
@@ -298,9 +323,9 @@ fn print(args: &Args, fold: &PlannedFold<'_>, done: Option<&FoldReport>, printer
 }
 
 /// What each file was taken for.
-fn models(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
+pub(in crate::cli) fn models(target: &Understood<'_>, aux: &[Understood<'_>], printer: &mut Printer) -> Result<()> {
     let roles = std::iter::once("target").chain(std::iter::repeat("auxiliary"));
-    for (role, model) in roles.zip(std::iter::once(fold.target()).chain(fold.aux())) {
+    for (role, model) in roles.zip(std::iter::once(target).chain(aux)) {
         let checkpoint = model.tensors.checkpoint();
         let root = match model.tensors.root() {
             "" => String::new(),
@@ -358,11 +383,19 @@ fn dry_run(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
     summary(fold, "would be folded", printer)?;
     printer.line(format!(
         "Would write {}: {} of {}. Nothing was written.",
-        printable(&fold.request().output.display().to_string()),
+        output_text(fold),
         bytes(fold.file_bytes()),
         fold.request().format.name(),
     ))?;
     Ok(())
+}
+
+/// The output: its file, or the index and how many shards.
+fn output_text(fold: &PlannedFold<'_>) -> String {
+    let shards = fold.files().len().saturating_sub(1);
+    let last = fold.files().last().map_or(&fold.request().output, |(path, _)| path);
+    let name = printable(&last.display().to_string());
+    if shards == 0 { name } else { format!("{name} and {}", counted(shards, "shard")) }
 }
 
 fn dtype_text(folded: &FoldedLayer, output: DType) -> String {
@@ -441,58 +474,10 @@ fn report(fold: &PlannedFold<'_>, done: &FoldReport, printer: &mut Printer) -> R
     let seconds = done.elapsed.as_secs_f64();
     printer.line(format!(
         "Wrote {}: {} in {:.2} s ({}/s).",
-        printable(&fold.request().output.display().to_string()),
+        output_text(fold),
         bytes(done.file_bytes),
         seconds,
         bytes((done.file_bytes as f64 / seconds.max(1e-9)) as u64),
     ))?;
     Ok(())
-}
-
-fn report_json(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value {
-    let plan = fold.plan();
-    let model = |model: &Understood<'_>| {
-        json!({
-            "file": model.tensors.checkpoint().path().to_string_lossy(),
-            "root": model.tensors.root(),
-            "family": model.family.as_ref().map(|r| r.family.name()),
-            "architecture": architecture(model).map(|a| a.to_string()),
-            "layers": model.layers.as_slice().len(),
-            "outside": model.tensors.outside(),
-            "roots": model.tensors.checkpoint().roots().iter().map(root_json).collect::<Vec<_>>(),
-        })
-    };
-    let layers: Vec<Value> = plan
-        .folded
-        .iter()
-        .map(|folded| {
-            let norms = done.and_then(|done| done.run.norms.get(folded.step).copied().flatten());
-            json!({
-                "name": folded.name, "parameter": match folded.parameter {
-                    Parameter::Weight => "weight",
-                    Parameter::Bias => "bias",
-                }, "block": folded.id.block, "kind": folded.id.kind.name(),
-                "shape": folded.shape, "dtype": folded.dtype.name(), "bytes": plan.steps[folded.step].bytes(),
-                "terms": folded.terms.iter().map(|term| json!({
-                    "aux": term.name, "input": term.source.input, "lambda": term.lambda,
-                })).collect::<Vec<_>>(),
-                "relative_change": norms.and_then(relative),
-            })
-        })
-        .collect();
-    json!({
-        "target": model(fold.target()),
-        "aux": fold.aux().iter().map(model).collect::<Vec<_>>(),
-        "output": {
-            "file": fold.request().output.to_string_lossy(), "format": fold.request().format.name(),
-            "tensors": plan.outputs.len(), "bytes": fold.file_bytes(), "written": done.is_some(),
-        },
-        "layers": layers,
-        "dropped": plan.dropped.iter().map(|d| json!({
-            "name": d.name, "reason": d.reason, "folded": d.folded,
-        })).collect::<Vec<_>>(),
-        "notes": plan.notes,
-        "non_finite": done.map(|done| done.run.non_finite.clone()),
-        "seconds": done.map(|done| done.elapsed.as_secs_f64()),
-    })
 }
