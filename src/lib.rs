@@ -110,7 +110,7 @@ pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, PlannedFold, PlannedGraft, Understood};
 pub use naming::{
     AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
-    MatchProblem, PatternProblem, Recognised, SCALE, Selector,
+    MatchProblem, PatternProblem, Recognised, SCALE, Selector, Unmapped,
 };
 pub use plan::{
     BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, LambdaProblem, LambdaSpec,

@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use regex::Regex;
 
-use super::rules::{Leave, LeaveRow, MapRow, Rule};
+use super::rules::{Leave, LeaveRow, MapRow, Rule, in_module};
 use super::template::Template;
 use crate::tensor::TensorSpec;
 
@@ -30,19 +30,47 @@ const TABLES: &[(&str, &str)] = &[
     ("pointmae.toml", include_str!("families/pointmae.toml")),
     ("videomae.toml", include_str!("families/videomae.toml")),
     ("audiomae.toml", include_str!("families/audiomae.toml")),
+    ("dino.toml", include_str!("families/dino.toml")),
+    ("beit.toml", include_str!("families/beit.toml")),
+    ("deit.toml", include_str!("families/deit.toml")),
+    ("dinov2_swiglu.toml", include_str!("families/dinov2_swiglu.toml")),
+    ("dinov2.toml", include_str!("families/dinov2.toml")),
+    ("ijepa.toml", include_str!("families/ijepa.toml")),
+    ("siglip_timm.toml", include_str!("families/siglip_timm.toml")),
+    ("clip.toml", include_str!("families/clip.toml")),
     ("mae.toml", include_str!("families/mae.toml")),
     ("timm.toml", include_str!("families/timm.toml")),
+    ("hf_dinov2_swiglu.toml", include_str!("families/hf_dinov2_swiglu.toml")),
+    ("hf_dinov2_swiglu_5.toml", include_str!("families/hf_dinov2_swiglu_5.toml")),
+    ("hf_dinov2.toml", include_str!("families/hf_dinov2.toml")),
+    ("hf_dinov2_5.toml", include_str!("families/hf_dinov2_5.toml")),
+    ("hf_siglip.toml", include_str!("families/hf_siglip.toml")),
+    ("hf_clip.toml", include_str!("families/hf_clip.toml")),
+    ("hf_videomae.toml", include_str!("families/hf_videomae.toml")),
+    ("hf_videomae_5.toml", include_str!("families/hf_videomae_5.toml")),
+    ("hf_beit.toml", include_str!("families/hf_beit.toml")),
+    ("hf_beit_5.toml", include_str!("families/hf_beit_5.toml")),
+    ("hf_ast.toml", include_str!("families/hf_ast.toml")),
+    ("hf_ast_5.toml", include_str!("families/hf_ast_5.toml")),
+    ("hf_vit.toml", include_str!("families/hf_vit.toml")),
+    ("hf_vit_5.toml", include_str!("families/hf_vit_5.toml")),
+    ("jax_siglip.toml", include_str!("families/jax_siglip.toml")),
+    ("jax_big_vision.toml", include_str!("families/jax_big_vision.toml")),
+    ("jax_vit.toml", include_str!("families/jax_vit.toml")),
 ];
 
 /// A table file as written.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Table {
-    name: String,
+pub(super) struct Table {
+    pub(super) name: String,
     title: String,
     /// The family whose rules follow its own.
     #[serde(default)]
     like: Option<String>,
+    /// The module that the encoder is where it is part of a larger model: `{module}` in names stands for it, if it is there.
+    #[serde(default)]
+    module: Option<String>,
     /// The name of a tensor of each block, as a template: what stands before it stands before all.
     #[serde(default)]
     anchor: Option<String>,
@@ -57,11 +85,11 @@ struct Table {
     #[serde(default)]
     sinusoid_positions: bool,
     #[serde(default)]
-    map: Vec<MapRow>,
+    pub(super) map: Vec<MapRow>,
     #[serde(default)]
-    drop: Vec<LeaveRow>,
+    pub(super) drop: Vec<LeaveRow>,
     #[serde(default)]
-    refuse: Vec<LeaveRow>,
+    pub(super) refuse: Vec<LeaveRow>,
 }
 
 #[derive(serde::Deserialize)]
@@ -105,6 +133,7 @@ fn oblong_grid(shape: &[usize]) -> bool {
 /// A family of checkpoints: how it names its tensors, and what it is recognised by.
 pub struct Family {
     name: String,
+    like: Option<String>,
     pub(super) title: String,
     pub(super) anchor: Template,
     pub(super) anchor_text: String,
@@ -141,7 +170,7 @@ static FAMILIES: LazyLock<Vec<Arc<Family>>> = LazyLock::new(|| match read_tables
 });
 
 /// The tables that are part of the program.
-fn tables() -> Result<Vec<Table>, String> {
+pub(super) fn tables() -> Result<Vec<Table>, String> {
     let parse = |&(file, text): &(&str, &str)| toml::from_str(text).map_err(|error| format!("{file}: {error}"));
     TABLES.iter().map(parse).collect()
 }
@@ -165,10 +194,13 @@ impl Family {
             return Err(wrong("what it is like is itself like another".into()));
         }
         let anchor_text = table.anchor.as_ref().or(like.and_then(|t| t.anchor.as_ref()));
-        let anchor_text = anchor_text.ok_or_else(|| wrong("it has no anchor".into()))?.clone();
+        let anchor_text = anchor_text.ok_or_else(|| wrong("it has no anchor".into()))?;
+        let module = table.module.as_deref().or(like.and_then(|t| t.module.as_deref()));
+        let anchor_text = in_module(anchor_text, module);
         let from = || std::iter::once(table).chain(like);
         Ok(Family {
             name: table.name.clone(),
+            like: table.like.clone(),
             title: table.title.clone(),
             anchor: Template::new(&anchor_text, false).map_err(wrong)?,
             anchor_text,
@@ -176,7 +208,7 @@ impl Family {
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
             class_position: table.class_position,
             sinusoid_positions: table.sinusoid_positions,
-            rules: from().flat_map(|t| &t.map).map(Rule::new).collect::<Result<_, _>>().map_err(wrong)?,
+            rules: from().flat_map(|t| &t.map).map(|row| Rule::new(&row.in_module(module))).collect::<Result<_, _>>().map_err(wrong)?,
             drop: from().flat_map(|t| &t.drop).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
             refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
         })
@@ -235,9 +267,10 @@ impl Family {
     pub fn recognise(specs: &[TensorSpec]) -> Option<Recognised> {
         let mut fitting = Family::all().iter().filter(|family| family.fits(specs));
         let family = Arc::clone(fitting.next()?);
-        // A family whose evidence is part of this one's always fits too.
+        // This one is a special case of a family that it is like, and of one whose evidence is part of its own.
         let general = |other: &Family| {
-            other.evidence.iter().all(|theirs| family.evidence.iter().any(|ours| ours.because == theirs.because))
+            let ours = |theirs: &Evidence| family.evidence.iter().any(|ours| ours.because == theirs.because);
+            family.like.as_ref() == Some(&other.name) || other.evidence.iter().all(ours)
         };
         let runners_up = fitting.filter(|other| !general(other)).map(|other| other.title.clone()).collect();
         Some(Recognised { because: family.reasons(), runners_up, family })

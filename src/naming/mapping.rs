@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Family;
-use super::rules::places;
+use super::rules::{Unmapped, places};
 use crate::checkpoint::{Expr, Operation};
 use crate::tensor::TensorSpec;
 
@@ -201,7 +201,7 @@ impl Family {
                 continue;
             }
             let own = spec.name.strip_prefix(mapping.prefix.as_str());
-            let places = own.map(|name| places(&self.rules, name)).unwrap_or_default();
+            let places = own.map(|name| places(&self.rules, name, spec)).unwrap_or_default();
             if places.is_empty() {
                 mapping.unknown.push(index);
             }
@@ -234,20 +234,20 @@ impl Family {
         Ok(mapping)
     }
 
-    /// The tensors `specs`, named as in timm, under this family's names, in order: the name, what it is made of, and what is
-    /// left out, which has to be zero for that.
+    /// The tensors `specs`, named as in timm, under this family's names, in order. Names have the module that the family's
+    /// encoder is part of (`vit.`), and no wrapper before that.
     ///
     /// # Errors
-    /// [`MapProblem::NoWayBack`] if some have no name there.
-    pub(crate) fn unmap(&self, specs: &[TensorSpec]) -> Result<super::rules::Split, MapProblem> {
-        let mut back = super::rules::Split::default();
+    /// [`MapProblem::NoWayBack`] if some have no name there: the family has no such layer, its table has no rule for it, or
+    /// the rule cannot be undone, as that of JAX's kernels, whose shape has the number of heads.
+    pub fn unmap(&self, specs: &[TensorSpec]) -> Result<Unmapped, MapProblem> {
+        let mut back = Unmapped::default();
         let mut lost = Vec::new();
         for (index, spec) in specs.iter().enumerate() {
-            let split = self.rules.iter().find_map(|rule| rule.split(&spec.name, index, &spec.shape));
-            match split {
-                Some(split) => {
-                    back.tensors.extend(split.tensors);
-                    back.zeros.extend(split.zeros);
+            match self.rules.iter().find_map(|rule| rule.split(&spec.name, index, &spec.shape)) {
+                Some(unmapped) => {
+                    back.tensors.extend(unmapped.tensors);
+                    back.zeros.extend(unmapped.zeros);
                 }
                 None => lost.push(spec.name.clone()),
             }

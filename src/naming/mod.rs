@@ -10,12 +10,15 @@ mod layers;
 mod mapping;
 mod rules;
 mod selector;
+#[cfg(test)]
+mod tables;
 mod template;
 
 pub use architecture::Architecture;
 pub use family::{Family, Recognised};
 pub use layers::{AUX_WEIGHT, Flags, Layer, Layers, MatchProblem, SCALE};
 pub use mapping::{MapProblem, Mapped, Mapping};
+pub use rules::Unmapped;
 pub use selector::{PatternProblem, Selector};
 
 use std::fmt;

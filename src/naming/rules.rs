@@ -26,6 +26,29 @@ pub(super) struct MapRow {
     /// Dimensions of 1 that are then put before the others.
     #[serde(default)]
     unsqueeze: usize,
+    /// The tensor's first dimension counts the blocks: `{N}` of `to` runs along it, and what remains of the dimensions is what
+    /// the other keys speak of. The names in the family have no `{N}`.
+    #[serde(default)]
+    unstack: bool,
+    /// Whether the rule is for reading alone: timm's tensor has another rule back, or none.
+    #[serde(default)]
+    one_way: bool,
+}
+
+impl MapRow {
+    /// The row with `{module}` in the names of the family replaced.
+    pub(super) fn in_module(&self, module: Option<&str>) -> MapRow {
+        let from = match &self.from {
+            OneOrMore::One(name) => OneOrMore::One(in_module(name, module)),
+            OneOrMore::More(names) => OneOrMore::More(names.iter().map(|name| in_module(name, module)).collect()),
+        };
+        MapRow { from, ..self.clone() }
+    }
+}
+
+/// `text` with `{module}` replaced by the name of the family's module, which may be there: `[vit.]`.
+pub(super) fn in_module(text: &str, module: Option<&str>) -> String {
+    module.map_or_else(|| text.to_owned(), |module| text.replace("{module}", &format!("[{module}.]")))
 }
 
 #[derive(Clone, serde::Deserialize)]
@@ -69,7 +92,12 @@ pub(super) struct Rule {
     to: Template,
     parts: Vec<Part>,
     shaping: Shaping,
+    unstack: bool,
+    one_way: bool,
 }
+
+/// More blocks than a tensor holds: a file that says so is none of a model's.
+const MOST_BLOCKS: usize = 1000;
 
 /// Names to leave out, and why.
 #[derive(Clone, Debug)]
@@ -115,23 +143,40 @@ impl Rule {
         }
         for part in &parts {
             if let Part::Name(name) = part
-                && !(name.slots_are_in(&to) && to.slots_are_in(name))
+                && !(name.slots_are_in(&to) && to.slots_are_in(name) != row.unstack)
             {
                 return Err(format!("{:?} and what it is made of have other slots", row.to));
             }
         }
         let shaping =
             Shaping { rows: row.rows, merge: row.merge.clone(), order: row.order.clone(), unsqueeze: row.unsqueeze };
-        Ok(Rule { to, parts, shaping })
+        Ok(Rule { to, parts, shaping, unstack: row.unstack, one_way: row.one_way })
     }
 
-    /// Where the tensor `name` goes by this rule.
-    fn place(&self, rule: usize, name: &str) -> Option<Place> {
-        self.parts.iter().enumerate().find_map(|(part, wanted)| {
-            let Part::Name(template) = wanted else { return None };
-            let to = self.to.write(&template.matches(name)?)?;
-            Some(Place { rule, to, part })
-        })
+    /// Where the tensor `spec` goes by this rule, whose name in the family is `name`: nowhere, to one place, or to one for
+    /// each block that it holds.
+    fn places(&self, rule: usize, name: &str, spec: &TensorSpec) -> Vec<Place> {
+        let found = self.parts.iter().enumerate().find_map(|(part, wanted)| match wanted {
+            Part::Name(template) => Some((part, template.matches(name)?)),
+            Part::Zeros => None,
+        });
+        let Some((part, slots)) = found else { return Vec::new() };
+        let place = |slots: &Slots| self.to.write(slots).map(|to| Place { rule, to, part });
+        if !self.unstack {
+            return place(&slots).into_iter().collect();
+        }
+        let blocks = spec.shape.first().copied().filter(|&blocks| blocks <= MOST_BLOCKS).unwrap_or(0);
+        (0..blocks).filter_map(|block| place(&slots.with_number(block))).collect()
+    }
+
+    /// Names that it takes, and whether it takes some of their rows.
+    #[cfg(test)]
+    pub(super) fn samples(&self) -> (Vec<String>, bool) {
+        let names = self.parts.iter().filter_map(|part| match part {
+            Part::Name(name) => Some(name.samples()),
+            Part::Zeros => None,
+        });
+        (names.flatten().collect(), self.shaping.rows.is_some())
     }
 
     /// How many parts it has.
@@ -141,7 +186,8 @@ impl Rule {
 
     /// Whether a tensor of the family is one of timm's as it is, or rows of it.
     pub(super) fn keeps_elements(&self) -> bool {
-        self.shaping.merge.is_none() && self.shaping.order.is_none() && self.shaping.rows.is_none()
+        let Shaping { rows, merge, order, unsqueeze: _ } = &self.shaping;
+        !self.unstack && merge.is_none() && order.is_none() && rows.is_none()
     }
 
     /// The tensor in timm, of the tensors that were found for the parts; the first part that is missing, by the name that it
@@ -152,6 +198,11 @@ impl Rule {
         let mut parts = Vec::with_capacity(self.parts.len());
         for (part, tensor) in self.parts.iter().zip(found) {
             parts.push(match (part, tensor) {
+                (Part::Name(_), Some(tensor)) if self.unstack => {
+                    let shape = specs[*tensor].shape.get(1..).unwrap_or_default();
+                    let block = Expr::tensor(*tensor).rows(slots.number().unwrap_or(usize::MAX), 1);
+                    self.shaping.apply(Expr::Reshaped { of: Box::new(block), shape: shape.to_vec() }, shape)
+                }
                 (Part::Name(_), Some(tensor)) => self.shaping.apply(Expr::tensor(*tensor), &specs[*tensor].shape),
                 (Part::Name(name), None) => return Err(name.write(&slots).unwrap_or_default()),
                 (Part::Zeros, _) => {
@@ -170,9 +221,12 @@ impl Rule {
 
     /// The tensors of the family that timm's tensor `name`, of that shape and index, becomes, and the rows of it that have to be
     /// zero since the family does not keep them; `None` if the rule does not go back.
-    pub(super) fn split(&self, name: &str, tensor: usize, shape: &[usize]) -> Option<Split> {
+    pub(super) fn split(&self, name: &str, tensor: usize, shape: &[usize]) -> Option<Unmapped> {
+        if self.one_way || self.unstack {
+            return None;
+        }
         let slots: Slots = self.to.matches(name)?;
-        let mut split = Split::default();
+        let mut split = Unmapped::default();
         if self.parts.len() == 1 {
             let Some(Part::Name(template)) = self.parts.first() else { return None };
             let back = self.shaping.undo(Expr::tensor(tensor), shape)?;
@@ -195,13 +249,14 @@ impl Rule {
     }
 }
 
-/// What a tensor of timm's becomes in a family.
+/// What timm's tensors are in a family.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Split {
-    /// The tensors, by name.
-    pub(crate) tensors: Vec<(String, Expr)>,
-    /// What is left out, and has to be zero for that.
-    pub(crate) zeros: Vec<Expr>,
+pub struct Unmapped {
+    /// The family's tensors, by name, made of timm's; the family has their form, in dimensions and order.
+    pub tensors: Vec<(String, Expr)>,
+    /// What the family does not keep, since it is zero there: the bias of BEiT's keys. Where it is not zero, there is no way
+    /// back.
+    pub zeros: Vec<Expr>,
 }
 
 impl Shaping {
@@ -251,13 +306,14 @@ impl Shaping {
     }
 }
 
-/// Where the tensor `name` goes: the first rule that has a place for it; all of them where rules take some rows of it.
-pub(super) fn places(rules: &[Rule], name: &str) -> Vec<Place> {
-    let mut found = rules.iter().enumerate().filter_map(|(number, rule)| rule.place(number, name));
-    let Some(first) = found.next() else { return Vec::new() };
-    if rules[first.rule].shaping.rows.is_none() {
-        return vec![first];
+/// Where the tensor `spec` goes, whose name in the family is `name`: by the first rule that has a place for it; by all of them
+/// where rules take some rows of it.
+pub(super) fn places(rules: &[Rule], name: &str, spec: &TensorSpec) -> Vec<Place> {
+    let mut found = rules.iter().enumerate().map(|(number, rule)| rule.places(number, name, spec));
+    let Some(mut first) = found.find(|places| !places.is_empty()) else { return Vec::new() };
+    let takes_rows = |place: &Place| rules[place.rule].shaping.rows.is_some();
+    if first.iter().any(takes_rows) {
+        first.extend(found.flatten().filter(takes_rows));
     }
-    let more = found.filter(|place| rules[place.rule].shaping.rows.is_some());
-    std::iter::once(first).chain(more).collect()
+    first
 }

@@ -36,6 +36,16 @@ impl Slots {
             Slot::Any => &mut self.any,
         }
     }
+
+    /// These, with that number.
+    pub(super) fn with_number(&self, number: usize) -> Slots {
+        Slots { number: Some(number.to_string()), ..self.clone() }
+    }
+
+    /// The number.
+    pub(super) fn number(&self) -> Option<usize> {
+        self.number.as_ref()?.parse().ok()
+    }
 }
 
 /// A name such as `[vit.]encoder.layer.{N}.output.dense.{leaf}`.
@@ -118,6 +128,25 @@ impl Template {
                 Piece::Slot(slot) => slots.of(*slot).clone(),
             })
             .collect()
+    }
+
+    /// Names of this form: each with and without the text that may be there, for each leaf.
+    #[cfg(test)]
+    pub(super) fn samples(&self) -> Vec<String> {
+        let mut samples = Vec::new();
+        for leaf in ["weight", "bias"] {
+            for optional in [true, false] {
+                let part = |piece: &Piece| match piece {
+                    Piece::Text(text) => text.clone(),
+                    Piece::Optional(text) => if optional { text.clone() } else { String::new() },
+                    Piece::Slot(Slot::Number) => "3".to_owned(),
+                    Piece::Slot(Slot::Leaf) => leaf.to_owned(),
+                    Piece::Slot(Slot::Any) => "something".to_owned(),
+                };
+                samples.push(self.pieces.iter().map(part).collect());
+            }
+        }
+        samples
     }
 
     /// What stands before this form in `name`, which ends in it.

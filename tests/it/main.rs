@@ -10,6 +10,7 @@
 mod comparing;
 mod containers;
 mod distributed;
+mod families;
 mod folding;
 mod formats;
 mod fuzzed;
