@@ -57,6 +57,10 @@
 //! [`remodel`] holds the numeric operations of a conversion: tables of positions for other grids, patch embeddings for
 //! other patches and channels, folded heads, each as its reference (timm, AST, MAE, VideoMAE) does it.
 //!
+//! # What is converted
+//! Families of checkpoints are tables of rules between their names and timm's ([`Family`]). With the feature `verify`, [`convert`] writes
+//! a checkpoint of one family as one of another, checked against the architectures of timm; [`remodel`] has the arithmetic.
+//!
 //! # What is run
 //! With the feature `verify`, [`model`] runs the vision transformers of timm, [`data`] reads images as timm's evaluation does, and
 //! [`verify`] says what came of it: accuracies and their intervals, whether two models differ, whether a fold computes what its
