@@ -168,9 +168,10 @@ fn near(x: f32, a: f32) -> f32 {
 /// Resizes the planes of `values`, of shape `[channels, from.0, from.1]`, to `[channels, to.0, to.1]` (height, width),
 /// as `torch.nn.functional.interpolate(values[None], size=to, mode=..., antialias=..., align_corners=False)`.
 ///
-/// An axis that keeps its length is left as it is. (PyTorch has two kernels for bilinear interpolation without
-/// antialiasing, whose positions are rounded differently. This is the one for small outputs and for channels-last
-/// tensors.)
+/// An axis that keeps its length is left as it is. PyTorch 2.15 differs from itself in two places. It has two kernels
+/// for bilinear interpolation without antialiasing, whose positions are rounded differently; this is the one for small
+/// outputs and for channels-last tensors. And with antialiasing, planes of width 1 that only change their height come out
+/// as copies of one value on the CPU, unless they are channels-last; here they are interpolated like any others.
 ///
 /// # Errors
 /// A shape that the values do not have, a side of 0 or longer than [`MAX_SIDE`], more than

@@ -9,7 +9,8 @@ use super::{MAX_PATCH_SIDE, RemodelError, Resampling, Result, elements, expect, 
 ///
 /// The weight is multiplied by the pseudo-inverse of the interpolation. The same size gives the same bits. With the
 /// default [`Resampling`] this is timm's `resample_patch_embed(weight, to)`, with the pseudo-inverse in f64 instead of
-/// float32 (which moves the largest weights by up to 1.5e-6 of themselves).
+/// float32 (whose rounding is up to 1.5e-6 of the largest weight), and with patches of width 1 interpolated as
+/// [`interpolate`](super::interpolate()) does it.
 ///
 /// # Errors
 /// A shape that the weight does not have, a side of 0 or longer than [`MAX_PATCH_SIDE`], more than
