@@ -66,6 +66,17 @@ pub enum MatchProblem {
         /// The options that help.
         flags: Flags,
     },
+    /// Several models in one part of the file.
+    #[error(
+        "there is a model under each of {}; choose a part of the file with {}, or write a stricter {}",
+        prefixes.iter().map(|prefix| format!("{prefix:?}")).collect::<Vec<_>>().join(", "), flags.root, flags.pattern
+    )]
+    SeveralModels {
+        /// What stands before their names.
+        prefixes: Vec<String>,
+        /// The options that help.
+        flags: Flags,
+    },
     /// The names are a family's, but do not fit together.
     #[error("{0}")]
     Names(Box<MapProblem>),
@@ -196,6 +207,7 @@ impl Layers {
     pub(crate) fn mapping(specs: &[TensorSpec], family: &Family, flags: Flags) -> Result<Mapping, MatchProblem> {
         family.map(specs).map_err(|problem| match problem {
             MapProblem::NotThatFamily { .. } => nothing(specs, TIMM_LAYERS, flags),
+            MapProblem::SeveralModels { prefixes } => MatchProblem::SeveralModels { prefixes, flags },
             problem => MatchProblem::Names(Box::new(problem)),
         })
     }
