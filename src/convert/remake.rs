@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::Pool;
 use crate::tensor::DType;
 
-const PATCHES: &str = "patch_embed.proj.weight";
+pub(super) const PATCHES: &str = "patch_embed.proj.weight";
 const POSITIONS: &str = "pos_embed";
 
 impl ConvertInputs {

@@ -208,7 +208,11 @@ impl Family {
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
             class_position: table.class_position,
             sinusoid_positions: table.sinusoid_positions,
-            rules: from().flat_map(|t| &t.map).map(|row| Rule::new(&row.in_module(module))).collect::<Result<_, _>>().map_err(wrong)?,
+            rules: from()
+                .flat_map(|t| &t.map)
+                .map(|row| Rule::new(&row.in_module(module)))
+                .collect::<Result<_, _>>()
+                .map_err(wrong)?,
             drop: from().flat_map(|t| &t.drop).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
             refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
         })

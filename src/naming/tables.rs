@@ -73,7 +73,8 @@ fn each_rule_is_used_by_a_file() {
             }
         }
         let published = PUBLISHED.iter().filter(|(name, _)| *name == family.name());
-        let published = published.map(|(_, name)| TensorSpec { name: (*name).into(), dtype: DType::F32, shape: vec![1] });
+        let published =
+            published.map(|(_, name)| TensorSpec { name: (*name).into(), dtype: DType::F32, shape: vec![1] });
         used.by(family, "", &published.collect::<Vec<_>>());
         // A family's own rows come first, and those of the one that it is like are for that one to use.
         for (what, used, rows) in [

@@ -138,7 +138,13 @@ impl Template {
             for optional in [true, false] {
                 let part = |piece: &Piece| match piece {
                     Piece::Text(text) => text.clone(),
-                    Piece::Optional(text) => if optional { text.clone() } else { String::new() },
+                    Piece::Optional(text) => {
+                        if optional {
+                            text.clone()
+                        } else {
+                            String::new()
+                        }
+                    }
                     Piece::Slot(Slot::Number) => "3".to_owned(),
                     Piece::Slot(Slot::Leaf) => leaf.to_owned(),
                     Piece::Slot(Slot::Any) => "something".to_owned(),

@@ -145,12 +145,16 @@ fn every_family_becomes_what_the_reference_conversion_makes_of_it() {
             } else if family.contains("videomae") {
                 // timm's model has no layer for tubes of frames: what becomes of them is for a conversion to say.
                 for leaf in ["weight", "bias"] {
-                    wanted.insert(format!("patch_embed.proj.{leaf}"), found[&format!("patch_embed.proj.{leaf}")].clone());
+                    wanted
+                        .insert(format!("patch_embed.proj.{leaf}"), found[&format!("patch_embed.proj.{leaf}")].clone());
                 }
                 assert_eq!(found, wanted, "{} as {family}", entry.name);
                 let own = hashes(&tensors);
                 let embedding = own.iter().filter(|(name, _)| name.contains("patch_embed")).map(|(_, hash)| hash);
-                assert_eq!(embedding.collect::<BTreeSet<_>>(), [&found["patch_embed.proj.weight"], &found["patch_embed.proj.bias"]].into());
+                assert_eq!(
+                    embedding.collect::<BTreeSet<_>>(),
+                    [&found["patch_embed.proj.weight"], &found["patch_embed.proj.bias"]].into()
+                );
             } else {
                 assert_eq!(found, wanted, "{} as {family}", entry.name);
             }
@@ -209,7 +213,8 @@ fn what_timm_has_goes_back() {
             for index in 0..zeros.specs().len() {
                 assert!(zeros.tensor(index).unwrap().view().to_vec().iter().all(|&byte| byte == 0), "{}", entry.name);
             }
-            let left: BTreeSet<usize> = mapping.dropped.iter().chain(&mapping.no_place).map(|(index, _)| *index).collect();
+            let left: BTreeSet<usize> =
+                mapping.dropped.iter().chain(&mapping.no_place).map(|(index, _)| *index).collect();
             let own = tensors.specs().iter().enumerate().filter(|(index, _)| !left.contains(index));
             let own: BTreeSet<String> = own.map(|(_, spec)| spec.name.clone()).collect();
             let wanted: BTreeMap<_, _> = hashes(&tensors).into_iter().filter(|(name, _)| own.contains(name)).collect();
