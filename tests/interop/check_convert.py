@@ -159,7 +159,8 @@ def beit(entry, found, outputs):
 
 def family(name, entry):
     """The family whose names the file itself has."""
-    return entry["family"] + ("-5" if name.endswith("_v5") else "")
+    gated = "-swiglu" if "swiglu" in name else ""
+    return entry["family"] + gated + ("-5" if name.endswith("_v5") else "")
 
 
 def source(name, entry):
@@ -182,7 +183,7 @@ def back(tool, name, entry):
     if entry["family"] in VIDEO:
         given = families.at_root(entry)
     elif entry["family"] == "point-mae":
-        given = (*given, "--keep", "^blocks|^norm")
+        given = (*given, "--keep", "^blocks|^norm", "--drop", "qkv.bias$")
     elif entry["family"] in ("beit", "hf-beit"):
         given = (*families.at_root(entry), "--drop", "relative_position")
     args = ["convert", *given, "--to", family(name, entry), "-o", out]
