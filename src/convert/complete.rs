@@ -84,11 +84,12 @@ impl ConvertInputs {
             (Err(problem), _) => return Err(self.model(problem)),
         };
         if donor.is_some() || dict.find("head.weight").is_some() {
-            let own = dict.find("head.weight").map(|index| dict.specs()[index].shape[0]);
+            let head = |dict: &StateDict<'_>| dict.specs()[dict.find("head.weight")?].shape.first().copied();
+            let own = head(&dict);
             detected.config.classes = match self.request.head {
                 super::Head::Drop => None,
                 _ if self.request.classes == Some(0) => None,
-                _ => own.or(detected.config.classes),
+                _ => own.or(detected.config.classes).or_else(|| donor.as_ref().and_then(|(donor, _)| head(donor))),
             };
         }
         if let Some(item) = items.all.iter().find(|item| item.name.ends_with(crate::naming::SCALE)) {

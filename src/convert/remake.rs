@@ -103,6 +103,10 @@ impl ConvertInputs {
         if !sinusoid || items.position(POSITIONS).is_some() || !matches!(self.request.names, Names::Timm) {
             return Ok(());
         }
+        if self.request.fill_from.is_some() {
+            // The table has no row for a class token; where one is taken from a donor, so are the positions.
+            return Ok(());
+        }
         let Some(&[width, _, high, wide]) = items.shape(PATCHES).as_deref() else { return Ok(()) };
         /// The images of nearly all models, in pixels.
         const IMAGE: usize = 224;
