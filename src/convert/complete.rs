@@ -7,7 +7,35 @@ use super::{ConvertInputs, ConvertProblem, Decided};
 use crate::checkpoint::{Expr, StateDict};
 use crate::error::Result;
 use crate::model::{Config, Detected, Hints, ModelError};
-use crate::naming::Family;
+use crate::naming::{Family, MapProblem};
+
+use super::remake::PATCHES;
+
+/// An architecture without a name.
+const ANY: &str = "a model of timm's VisionTransformer";
+
+/// Whether all values of a tensor are zero, bit for bit.
+fn is_zero(dict: &StateDict<'_>, tensor: Expr) -> Result<bool> {
+    let part = dict.clone().derived(Vec::new(), vec![("zeros".to_owned(), tensor)])?;
+    let mut zero = true;
+    part.tensor(0)?.view().for_each_piece(&mut Vec::new(), |bytes| zero &= bytes.iter().all(|&b| b == 0));
+    Ok(zero)
+}
+
+/// The tensors of a model and, where it has none of that name, a donor's: but no further blocks, and no second last norm.
+fn whole<'c>(dict: &StateDict<'c>, donor: &StateDict<'c>) -> Result<StateDict<'c>> {
+    let block = |name: &str| name.strip_prefix("blocks.")?.split('.').next()?.parse::<usize>().ok();
+    let depth = dict.specs().iter().filter_map(|spec| block(&spec.name)).max();
+    let norm = |name: &str| name.starts_with("norm.") || name.starts_with("fc_norm.");
+    let normed = dict.specs().iter().any(|spec| norm(&spec.name));
+    let own = dict.specs().iter().enumerate().map(|(index, spec)| (spec.name.clone(), Expr::tensor(index)));
+    let wanted = |name: &str| {
+        dict.find(name).is_none() && !(normed && norm(name)) && depth.zip(block(name)).is_none_or(|(last, n)| n <= last)
+    };
+    let other = donor.specs().iter().enumerate().filter(|(_, spec)| wanted(&spec.name));
+    let other = other.map(|(tensor, spec)| (spec.name.clone(), Expr::Tensor { input: 1, tensor }));
+    dict.clone().derived(vec![donor.clone()], own.chain(other).collect())
+}
 
 impl ConvertInputs {
     fn hints(&self) -> Hints {
@@ -38,10 +66,9 @@ impl ConvertInputs {
         let hints = self.hints();
         let dict = items.dict()?;
         let detected = match &donor {
-            // The donor is whole: what is missing may be what would tell the architecture.
-            Some((donor, _)) if hints.known.is_none() => Config::detect(donor, &hints),
-            Some((donor, _)) => Config::detect(donor, &hints).or_else(|_| Config::detect(&dict, &hints)),
-            None => Config::detect(&dict, &hints),
+            // What is missing may be what would tell the architecture.
+            Some((donor, _)) if hints.known.is_none() => Config::detect(&whole(&dict, donor)?, &hints),
+            _ => Config::detect(&dict, &hints),
         };
         let mut detected = match (detected, &hints.known) {
             (Ok(detected), _) => detected,
@@ -50,14 +77,19 @@ impl ConvertInputs {
                 let config = Config { classes: None, ..known.config.clone() };
                 Detected { config, known: Some(known.clone()), guesses: Vec::new() }
             }
+            (Err(ModelError::NoVit(_)), None) if dict.find(PATCHES).is_none() => {
+                let (architecture, missing) = (ANY.to_owned(), vec![PATCHES.to_owned()]);
+                return Err(self.wrong(ConvertProblem::Missing { architecture, missing }));
+            }
             (Err(problem), _) => return Err(self.model(problem)),
         };
         if donor.is_some() || dict.find("head.weight").is_some() {
-            let own = dict.find("head.weight").map(|index| dict.specs()[index].shape[0]);
+            let head = |dict: &StateDict<'_>| dict.specs()[dict.find("head.weight")?].shape.first().copied();
+            let own = head(&dict);
             detected.config.classes = match self.request.head {
                 super::Head::Drop => None,
                 _ if self.request.classes == Some(0) => None,
-                _ => own.or(detected.config.classes),
+                _ => own.or(detected.config.classes).or_else(|| donor.as_ref().and_then(|(donor, _)| head(donor))),
             };
         }
         if let Some(item) = items.all.iter().find(|item| item.name.ends_with(crate::naming::SCALE)) {
@@ -121,8 +153,7 @@ impl ConvertInputs {
             }
         }
         if !missing.is_empty() {
-            let known =
-                detected.known.as_ref().map_or("a model of timm's VisionTransformer", |known| known.name.as_str());
+            let known = detected.known.as_ref().map_or(ANY, |known| known.name.as_str());
             return Err(self.wrong(ConvertProblem::Missing { architecture: known.to_owned(), missing }));
         }
         if !zeroed.is_empty() {
@@ -141,14 +172,29 @@ impl ConvertInputs {
     }
 
     /// The same tensors under the names of a family.
-    pub(super) fn to_family(&self, items: &mut Items<'_>, family: &Family) -> Result<()> {
-        let dict = items.dict()?;
-        let back = family.unmap(dict.specs()).map_err(|problem| self.wrong(ConvertProblem::Map(problem)))?;
+    pub(super) fn to_family(&self, items: &mut Items<'_>, family: &Family, decided: &mut Decided) -> Result<()> {
+        let mut dict = items.dict()?;
+        let mut back = family.unmap(dict.specs());
+        if let Err(MapProblem::NoWayBack { names, .. }) = &back {
+            // A bias that a family has no place for may be one that was filled with zeros on the way to timm.
+            let mut none = Vec::new();
+            for name in names.iter().filter(|name| name.ends_with(".bias")) {
+                if let Some(index) = dict.find(name)
+                    && is_zero(&dict, Expr::tensor(index))?
+                {
+                    none.push(name.clone());
+                }
+            }
+            for item in none.iter().filter_map(|name| items.remove(name)) {
+                let reason = "all zeros, and the family has no bias here";
+                decided.dropped.push((item.name, reason.to_owned()));
+            }
+            dict = items.dict()?;
+            back = family.unmap(dict.specs());
+        }
+        let back = back.map_err(|problem| self.wrong(ConvertProblem::Map(problem)))?;
         for zeros in back.zeros {
-            let part = dict.clone().derived(Vec::new(), vec![("zeros".to_owned(), zeros.clone())])?;
-            let mut zero = true;
-            part.tensor(0)?.view().for_each_piece(&mut Vec::new(), |bytes| zero &= bytes.iter().all(|&b| b == 0));
-            if !zero {
+            if !is_zero(&dict, zeros.clone())? {
                 let name = zeros.tensors().first().map(|&(_, index)| dict.specs()[index].name.clone());
                 let (name, family) = (name.unwrap_or_default(), family.title().to_owned());
                 return Err(self.wrong(ConvertProblem::NotZero { name, family }));

@@ -72,7 +72,7 @@ impl ConvertInputs {
             self.remake(&mut items, &mut decided)?;
             self.complete(&mut items, &mut decided)?;
             if let Names::Family(family) = &request.names {
-                self.to_family(&mut items, family)?;
+                self.to_family(&mut items, family, &mut decided)?;
             }
         }
         self.rename(&mut items)?;

@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::Pool;
 use crate::tensor::DType;
 
-const PATCHES: &str = "patch_embed.proj.weight";
+pub(super) const PATCHES: &str = "patch_embed.proj.weight";
 const POSITIONS: &str = "pos_embed";
 
 impl ConvertInputs {
@@ -101,6 +101,10 @@ impl ConvertInputs {
     fn fixed_positions(&self, items: &mut Items<'_>, decided: &mut Decided) -> Result<()> {
         let sinusoid = decided.family.as_ref().is_some_and(|found| found.family.has_sinusoid_positions());
         if !sinusoid || items.position(POSITIONS).is_some() || !matches!(self.request.names, Names::Timm) {
+            return Ok(());
+        }
+        if self.request.fill_from.is_some() {
+            // The table has no row for a class token; where one is taken from a donor, so are the positions.
             return Ok(());
         }
         let Some(&[width, _, high, wide]) = items.shape(PATCHES).as_deref() else { return Ok(()) };

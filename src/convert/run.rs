@@ -48,7 +48,22 @@ impl<'i> PlannedConversion<'i> {
     ) -> Result<Self> {
         let request = &inputs.request;
         let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
-        let values = inputs.input.values();
+        let mut values = inputs.input.values();
+        // Of another safetensors file: texts stay what they are, and which library wrote it is said anew.
+        let texts = match values.remove("__metadata__") {
+            Some(serde_json::Value::Object(texts)) if texts.values().all(serde_json::Value::is_string) => texts,
+            Some(other) => {
+                values.insert("__metadata__".to_owned(), other);
+                serde_json::Map::new()
+            }
+            None => serde_json::Map::new(),
+        };
+        for (key, text) in texts.into_iter().filter(|(key, _)| key != "format") {
+            match text.as_str() {
+                Some(text) if request.keep_values => metadata.push((key, text.to_owned())),
+                _ => drop(values.insert(key, text)),
+            }
+        }
         if request.keep_values && !values.is_empty() {
             metadata.push(("m2pt_surgery_values".to_owned(), serde_json::Value::Object(values).to_string()));
         } else if !values.is_empty() {
