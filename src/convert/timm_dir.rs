@@ -72,6 +72,8 @@ fn differences(config: &Config, known: &Config) -> Map<String, Value> {
         arguments.insert("num_heads".into(), json!(config.heads));
     }
     if config.pool != known.pool {
+        // timm reads the pooling of the arguments, not the one beside them.
+        arguments.insert("global_pool".into(), json!(config.pool.name()));
         arguments.insert("fc_norm".into(), json!(config.fc_norm));
     }
     arguments
@@ -110,6 +112,7 @@ fn arguments(config: &Config) -> Result<Map<String, Value>, ConvertProblem> {
         "no_embed_class": config.positions == Positions::Patches,
         "pre_norm": config.norm_pre,
         "final_norm": config.final_norm,
+        "global_pool": config.pool.name(),
         "fc_norm": config.fc_norm,
         "pool_include_prefix": config.pool_prefix,
         "act_layer": config.activation.name(),

@@ -8,10 +8,14 @@ import warnings
 from pathlib import Path
 
 import check_archive
+import check_convert
+import check_convert_files
+import check_convert_shapes
 import check_cost
 import check_differential
 import check_dtypes
 import check_folds
+import check_graft
 import check_inputs
 import check_inspect
 import check_large
@@ -37,6 +41,10 @@ PARTS = (
     check_dtypes,
     check_sharing,
     check_shards,
+    check_convert,
+    check_convert_files,
+    check_convert_shapes,
+    check_graft,
     check_archive,
     check_old_torch,
     check_differential,
