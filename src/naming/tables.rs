@@ -18,6 +18,7 @@ const PUBLISHED: &[(&str, &str)] = &[
     ("hf-beit", "beit.encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"),
     ("hf-beit", "beit.embeddings.mask_token"),
     ("hf-beit", "lm_head.weight"),
+    ("hf-vit-5", "pooler.dense.weight"),
     ("hf-beit-5", "beit.embeddings.mask_token"),
     ("hf-beit-5", "lm_head.weight"),
 ];
