@@ -46,11 +46,20 @@
 //! | [`tensor::MAX_DIMENSIONS`] (64) | dimensions of a tensor |
 //! | [`tensor::MAX_EXPANDED_BYTES`] (1 GiB) | logical bytes of a view that repeats its elements |
 //!
-//! Those of images and lists of images are in the module `data` (feature `verify`).
+//! Those of images and lists of images are in the module `data` (feature `verify`), those of tensors that are made to fit
+//! another model in [`remodel`].
 //!
 //! # What is scanned
 //! [`scan`] says what loading a file would execute: every import and call in every pickle, in whatever it hides, judged by
 //! allow-lists. It shares no code with the readers above, and goes on where they refuse.
+//!
+//! # What is made to fit
+//! [`remodel`] holds the numeric operations of a conversion: tables of positions for other grids, patch embeddings for
+//! other patches and channels, folded heads, each as its reference (timm, AST, MAE, VideoMAE) does it.
+//!
+//! # What is converted
+//! Families of checkpoints are tables of rules between their names and timm's ([`Family`]). With the feature `verify`, [`convert`] writes
+//! a checkpoint of one family as one of another, checked against the architectures of timm; [`remodel`] has the arithmetic.
 //!
 //! # What is run
 //! With the feature `verify`, [`model`] runs the vision transformers of timm, [`data`] reads images as timm's evaluation does, and

@@ -1,23 +1,22 @@
-//! From a plan and its layout to published files.
+//! From a plan to published files.
 
 use crate::checkpoint::StateDict;
 use crate::engine::{self, Progress, RunReport};
 use crate::error::Result;
 use crate::plan::Plan;
-use crate::write::Layout;
+use crate::write::Writer;
 
-/// Runs `plan` over the tensors `inputs` into the files of `layout`, and publishes them.
+/// Runs `plan` over the tensors `inputs` into files that are begun, and publishes them.
 ///
 /// # Errors
 /// As the engine and the writers. Nothing is published if an input is no longer what it was when it was opened.
 pub(crate) fn stream(
-    layout: Layout,
+    mut writer: Writer,
     plan: &Plan,
     inputs: &[StateDict<'_>],
     allow_non_finite: bool,
     progress: &mut dyn Progress,
 ) -> Result<RunReport> {
-    let mut writer = layout.create()?;
     let run = engine::run(plan, inputs, &mut writer, allow_non_finite, progress)?;
     // What was read is what the files held, or is not published.
     inputs.iter().try_for_each(StateDict::check_unchanged)?;

@@ -12,7 +12,7 @@ use super::DONE;
 use super::fold::{OutputFormat, Written, aux, block_set, lambda_file, layer_kind, models};
 use super::printer::{Printer, Text};
 use super::progress::Bar;
-use super::text::{bytes, counted, printable};
+use super::text::{bytes, counted, files, printable};
 
 /// Put an auxiliary's weights beside a target's, to be trained: the opposite of fold
 ///
@@ -145,12 +145,13 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             });
             let value = json!({
                 "target": args.target.display().to_string(),
-                "output": args.output.display().to_string(),
+                "aux": graft.aux().iter().map(|aux| aux.tensors.checkpoint().path().display().to_string()).collect::<Vec<_>>(),
+                "output": {
+                    "file": args.output.display().to_string(), "tensors": graft.plan().outputs.len(), "bytes": size,
+                    "written": done.is_some(), "files": files(&graft.files()),
+                },
                 "layers": layers.collect::<Vec<_>>(),
-                "tensors": graft.plan().outputs.len(),
-                "bytes": size,
                 "notes": graft.plan().notes,
-                "written": done.is_some(),
                 "seconds": done.as_ref().map(|done| done.elapsed.as_secs_f64()),
             });
             return Ok(printer.json(&value)?);

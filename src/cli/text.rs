@@ -1,5 +1,9 @@
 //! Numbers as people read them.
 
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
 /// Bytes with a decimal unit: `346 MB`, `1.26 MB`, `512 B`.
 pub(super) fn bytes(count: u64) -> String {
     const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
@@ -43,6 +47,11 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
         }
     });
     size.filter(|&size| size > 0).ok_or_else(|| "write a size as 2GB, 500MB, 1GiB, or in bytes".to_owned())
+}
+
+/// Files of an output with their sizes, for `--json`.
+pub(super) fn files(files: &[(PathBuf, u64)]) -> Value {
+    files.iter().map(|(path, bytes)| json!({"file": path.to_string_lossy(), "bytes": bytes})).collect()
 }
 
 /// An integer with commas: `85,798,656`.

@@ -9,7 +9,6 @@ pub use graft::{GraftReport, PlannedGraft};
 pub use request::{AuxRequest, FoldRequest};
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -52,8 +51,7 @@ impl<'c> Understood<'c> {
         let layers = match (pattern, &family) {
             (Some(pattern), _) => Layers::find(tensors.specs(), pattern, Flags::TARGET),
             (None, Some(found)) => Layers::of_family(tensors.specs(), &found.family, Flags::TARGET),
-            // Where no family is recognised, timm's names are what is looked for, and what an error speaks of.
-            (None, None) => Layers::of_family(tensors.specs(), &Family::timm(), Flags::TARGET),
+            (None, None) => Layers::with_timm_names(tensors.specs(), Flags::TARGET),
         };
         let layers = layers.map_err(|problem| Error::Match { path: checkpoint.path().to_owned(), problem })?;
         Ok(Understood { tensors, family, layers })
@@ -71,12 +69,14 @@ impl<'c> Understood<'c> {
     ) -> Result<Self> {
         let (tensors, family) = Understood::open(checkpoint, choice, pattern)?;
         let wrong = |problem| Error::Match { path: checkpoint.path().to_owned(), problem };
-        if let Some(pattern) = pattern {
-            let layers = Layers::find(tensors.specs(), pattern, Flags::AUX).map_err(wrong)?;
-            return Ok(Understood { tensors, family, layers });
-        }
-        let named = family.as_ref().map_or_else(Family::timm, |found| Arc::clone(&found.family));
-        let mapping = Layers::mapping(tensors.specs(), &named, Flags::AUX).map_err(wrong)?;
+        let Some(found) = &family else {
+            let layers = match pattern {
+                Some(pattern) => Layers::find(tensors.specs(), pattern, Flags::AUX),
+                None => Layers::with_timm_names(tensors.specs(), Flags::AUX),
+            };
+            return Ok(Understood { layers: layers.map_err(wrong)?, tensors, family });
+        };
+        let mapping = Layers::mapping(tensors.specs(), &found.family, Flags::AUX).map_err(wrong)?;
         let (tensors, layers) = adapt::to(tensors, &mapping, target, Flags::AUX)?;
         Ok(Understood { tensors, family, layers })
     }
@@ -319,13 +319,14 @@ impl<'i> PlannedFold<'i> {
             false => None,
         };
         let layout = self.layout(provenance.as_ref())?;
+        let writer = layout.create()?;
         let sidecar = match &provenance {
             Some(provenance) if request.sidecar => Some(sidecar(&request.sidecar_path(), request.force, provenance)?),
             _ => None,
         };
         let inputs: Vec<StateDict<'_>> =
             std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
-        let run = stream(layout, &self.plan, &inputs, request.allow_non_finite, progress)?;
+        let run = stream(writer, &self.plan, &inputs, request.allow_non_finite, progress)?;
         if let Some(sidecar) = sidecar {
             sidecar
                 .publish()

@@ -4,6 +4,7 @@ use std::sync::{Arc, LazyLock};
 
 use regex::Regex;
 
+use super::mapping::MapProblem;
 use super::rules::{Leave, LeaveRow, MapRow, Rule, in_module};
 use super::template::Template;
 use crate::tensor::TensorSpec;
@@ -65,7 +66,7 @@ const TABLES: &[(&str, &str)] = &[
 pub(super) struct Table {
     pub(super) name: String,
     title: String,
-    /// The family whose rules follow its own.
+    /// The family whose rules follow its own, and which it is a special case of. What its table does not say, that one's does.
     #[serde(default)]
     like: Option<String>,
     /// The module that the encoder is where it is part of a larger model: `{module}` in names stands for it, if it is there.
@@ -133,7 +134,8 @@ fn oblong_grid(shape: &[usize]) -> bool {
 /// A family of checkpoints: how it names its tensors, and what it is recognised by.
 pub struct Family {
     name: String,
-    like: Option<String>,
+    /// The families that it is like, the nearest first.
+    like: Vec<String>,
     pub(super) title: String,
     pub(super) anchor: Template,
     pub(super) anchor_text: String,
@@ -184,30 +186,29 @@ impl Family {
     /// A family as its table describes it; `tables` are those that it may be like.
     fn new(table: &Table, tables: &[Table]) -> Result<Family, String> {
         let wrong = |error: String| format!("{}: {error}", table.name);
-        let like = match &table.like {
-            Some(name) => Some(
-                tables.iter().find(|t| t.name == *name).ok_or_else(|| wrong(format!("there is no family {name}")))?,
-            ),
-            None => None,
-        };
-        if like.is_some_and(|like| like.like.is_some()) {
-            return Err(wrong("what it is like is itself like another".into()));
+        let mut line = vec![table];
+        while let Some(name) = line.last().and_then(|last| last.like.as_ref()) {
+            let like = tables.iter().find(|t| t.name == *name);
+            let like = like.ok_or_else(|| wrong(format!("there is no family {name}")))?;
+            if line.iter().any(|known| known.name == *name) {
+                return Err(wrong(format!("it is like {name}, which is like it")));
+            }
+            line.push(like);
         }
-        let anchor_text = table.anchor.as_ref().or(like.and_then(|t| t.anchor.as_ref()));
-        let anchor_text = anchor_text.ok_or_else(|| wrong("it has no anchor".into()))?;
-        let module = table.module.as_deref().or(like.and_then(|t| t.module.as_deref()));
-        let anchor_text = in_module(anchor_text, module);
-        let from = || std::iter::once(table).chain(like);
+        let from = || line.iter().copied();
+        let anchor = from().find_map(|t| t.anchor.as_deref()).ok_or_else(|| wrong("it has no anchor".into()))?;
+        let module = from().find_map(|t| t.module.as_deref());
+        let anchor_text = in_module(anchor, module);
         Ok(Family {
             name: table.name.clone(),
-            like: table.like.clone(),
+            like: line.iter().skip(1).map(|t| t.name.clone()).collect(),
             title: table.title.clone(),
             anchor: Template::new(&anchor_text, false).map_err(wrong)?,
             anchor_text,
             evidence: table.evidence.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong)?,
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
-            class_position: table.class_position,
-            sinusoid_positions: table.sinusoid_positions,
+            class_position: from().any(|t| t.class_position),
+            sinusoid_positions: from().any(|t| t.sinusoid_positions),
             rules: from()
                 .flat_map(|t| &t.map)
                 .map(|row| Rule::new(&row.in_module(module)))
@@ -274,9 +275,12 @@ impl Family {
         // This one is a special case of a family that it is like, and of one whose evidence is part of its own.
         let general = |other: &Family| {
             let ours = |theirs: &Evidence| family.evidence.iter().any(|ours| ours.because == theirs.because);
-            family.like.as_ref() == Some(&other.name) || other.evidence.iter().all(ours)
+            family.like.contains(&other.name) || other.evidence.iter().all(ours)
         };
-        let runners_up = fitting.filter(|other| !general(other)).map(|other| other.title.clone()).collect();
+        // What is found of a family may belong to a model that stands where this one's blocks do not: a decoder, say.
+        let named = |other: &Family| !matches!(other.prefix(specs), Err(MapProblem::NotThatFamily { .. }));
+        let runners_up = fitting.filter(|other| !general(other) && named(other));
+        let runners_up = runners_up.map(|other| other.title.clone()).collect();
         Some(Recognised { because: family.reasons(), runners_up, family })
     }
 
@@ -340,6 +344,22 @@ mod tests {
             Some("point-mae".into())
         );
         assert_eq!(name(&specs(&[("layer1.0.conv1.weight", &[64, 64, 3, 3])])), None);
+    }
+
+    #[test]
+    fn rejects_tables_that_make_no_sense() {
+        let table = |more: &str| {
+            let text = format!("name = 'a'\ntitle = 'b'\nanchor = 'x.{{N}}.weight'\nevidence = []\n{more}");
+            Family::parse(&text).err().unwrap_or_default()
+        };
+        assert_eq!(table(""), "");
+        assert!(table("like = 'nobody'").contains("there is no family nobody"));
+        assert!(table("map = [{ to = 'b.{N}', from = 'a' }]").contains("other slots"));
+        assert!(table("map = [{ to = 'b', from = '0' }]").contains("made of no tensor"));
+        assert!(table("map = [{ to = 'b', from = 'a', unsqueeze = 9 }]").contains("more than 8 dimensions"));
+        assert!(table("map = [{ to = 'b', from = '{module}a' }]").contains("module"));
+        assert!(table("drop = [{ name = '(', because = 'c' }]").contains("regex"));
+        assert!(table("colour = 'red'").contains("colour"));
     }
 
     #[test]

@@ -66,6 +66,17 @@ pub enum MatchProblem {
         /// The options that help.
         flags: Flags,
     },
+    /// Several models in one part of the file.
+    #[error(
+        "there is a model under each of {}; choose a part of the file with {}, or write a stricter {}",
+        prefixes.iter().map(|prefix| format!("{prefix:?}")).collect::<Vec<_>>().join(", "), flags.root, flags.pattern
+    )]
+    SeveralModels {
+        /// What stands before their names.
+        prefixes: Vec<String>,
+        /// The options that help.
+        flags: Flags,
+    },
     /// The names are a family's, but do not fit together.
     #[error("{0}")]
     Names(Box<MapProblem>),
@@ -128,6 +139,16 @@ impl Layers {
     /// # Errors
     /// [`MatchProblem`] if nothing is matched, a layer is matched twice, or pathway tensors are left over.
     pub fn find(specs: &[TensorSpec], selector: &Selector, flags: Flags) -> Result<Layers, MatchProblem> {
+        Layers::by_name(specs, |name| selector.layer(name), selector.pattern(), flags)
+    }
+
+    /// Finds the tensors that `layer` says are weights; `what` it looks for, for messages.
+    fn by_name(
+        specs: &[TensorSpec],
+        layer: impl Fn(&str) -> Option<LayerId>,
+        what: &str,
+        flags: Flags,
+    ) -> Result<Layers, MatchProblem> {
         let by_name: BTreeMap<&str, usize> = specs.iter().enumerate().map(|(i, s)| (s.name.as_str(), i)).collect();
         let mut found: BTreeMap<LayerId, usize> = BTreeMap::new();
         let mut layers = Vec::new();
@@ -135,7 +156,7 @@ impl Layers {
             if spec.name.ends_with(".bias") || is_pathway(&spec.name) {
                 continue;
             }
-            let Some(id) = selector.layer(&spec.name) else { continue };
+            let Some(id) = layer(&spec.name) else { continue };
             if let Some(&first) = found.get(&id) {
                 let (first, second) = (specs[first].name.clone(), spec.name.clone());
                 return Err(MatchProblem::Twice { layer: id, first, second, flags });
@@ -147,7 +168,7 @@ impl Layers {
             layers.push(Layer { id, part: None, module, weight: index, bias, scale, aux_weight });
         }
         if layers.is_empty() {
-            return Err(nothing(specs, selector.pattern(), flags));
+            return Err(nothing(specs, what, flags));
         }
         Layers { layers }.without_strays(specs, flags)
     }
@@ -192,10 +213,24 @@ impl Layers {
         Layers { layers }.without_strays(specs, flags)
     }
 
+    /// Finds layers with timm's names, of any kinds, where no family is recognised: what an error then speaks of.
+    ///
+    /// # Errors
+    /// As [`Layers::find`].
+    pub(crate) fn with_timm_names(specs: &[TensorSpec], flags: Flags) -> Result<Layers, MatchProblem> {
+        let timm = Family::timm();
+        let layer = |name: &str| {
+            let (before, name) = name.split_at(name.find("blocks.")?);
+            LayerId::of_weight(name).filter(|_| timm.is_prefix(before))
+        };
+        Layers::by_name(specs, layer, TIMM_LAYERS, flags)
+    }
+
     /// What the tensors `specs` are in timm's names.
     pub(crate) fn mapping(specs: &[TensorSpec], family: &Family, flags: Flags) -> Result<Mapping, MatchProblem> {
         family.map(specs).map_err(|problem| match problem {
             MapProblem::NotThatFamily { .. } => nothing(specs, TIMM_LAYERS, flags),
+            MapProblem::SeveralModels { prefixes } => MatchProblem::SeveralModels { prefixes, flags },
             problem => MatchProblem::Names(Box::new(problem)),
         })
     }

@@ -96,8 +96,11 @@ pub(super) struct Rule {
     one_way: bool,
 }
 
-/// More blocks than a tensor holds: a file that says so is none of a model's.
+/// The most blocks that one tensor is taken to hold.
 const MOST_BLOCKS: usize = 1000;
+
+/// The most dimensions of a tensor that a rule is written for.
+const MOST_DIMENSIONS: usize = 8;
 
 /// Names to leave out, and why.
 #[derive(Clone, Debug)]
@@ -147,6 +150,11 @@ impl Rule {
             {
                 return Err(format!("{:?} and what it is made of have other slots", row.to));
             }
+        }
+        let dimensions =
+            [row.unsqueeze, row.order.as_ref().map_or(0, Vec::len), row.merge.as_ref().map_or(0, Vec::len)];
+        if dimensions.into_iter().any(|count| count > MOST_DIMENSIONS) {
+            return Err(format!("{:?} has more than {MOST_DIMENSIONS} dimensions", row.to));
         }
         let shaping =
             Shaping { rows: row.rows, merge: row.merge.clone(), order: row.order.clone(), unsqueeze: row.unsqueeze };
@@ -266,7 +274,9 @@ impl Shaping {
         if let Some([first, end, of]) = self.rows {
             // Where there are no such parts, too many rows: an error that says how many there are.
             let part = shape.first().filter(|rows| of > 0 && **rows % of == 0).map(|rows| rows / of);
-            let (first, count) = part.map_or((0, usize::MAX), |part| (first * part, end.saturating_sub(first) * part));
+            let (first, count) = part.map_or((0, usize::MAX), |part| {
+                (first.saturating_mul(part), end.saturating_sub(first).saturating_mul(part))
+            });
             expr = expr.rows(first, count);
             shape.iter_mut().take(1).for_each(|rows| *rows = count);
         }

@@ -266,6 +266,7 @@ mod tests {
     #[test]
     fn every_entry_of_a_file_is_used_once() {
         let layer = |block, kind: LayerKind| Layer {
+            part: None,
             id: LayerId { block, kind },
             module: format!("blocks.{block}.attn.{kind}"),
             weight: 0,

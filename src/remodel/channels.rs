@@ -2,27 +2,28 @@
 
 use super::{RemodelError, Result, elements, expect};
 
-/// How the weight of a patch embedding with N input channels becomes one with M. Below, W is the old weight, W' the new, `n` < N and
-/// `m` < M. The same number of channels leaves every value as it is, whatever the rule.
+/// How the weight of a patch embedding with N input channels becomes one with M. Below, W is the old weight, W' the
+/// new, `n` < N and `m` < M. The same number of channels leaves every value as it is, whatever the rule.
 ///
-/// The response to an image whose channels are all equal is kept by `Sum`; by `Repeat`, where N divides M; by `Timm`, where 3 divides
-/// M, and for one channel. `First` keeps the response to the channels that are kept.
+/// The response to an image whose channels are all equal is kept by `Sum`; by `Repeat`, where N divides M; by `Timm`,
+/// where 3 divides M, and for one channel. `First` keeps the response to the channels that are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Channels {
     /// timm's `adapt_input_conv`, for weights of 3 channels: to 1 channel as `Sum`, to others as `Repeat`.
     ///
-    /// Weights of more channels, a multiple of 3, are those of a stem that moves space to depth: for images of 1 channel, each group of
-    /// 3 is summed, which leaves N / 3 channels; for images of 3 channels nothing changes. A weight of 2 channels is summed for images of
-    /// 1. All else is refused.
+    /// Weights of more channels, a multiple of 3, are those of a stem that moves space to depth: for images of 1
+    /// channel, each group of 3 is summed, which leaves N / 3 channels; for images of 3 channels nothing changes. A
+    /// weight of 2 channels is summed for images of 1. All else is refused.
     Timm,
-    /// `W'[m] = sum(W[n]) / N`: every channel gets the mean filter. The response to equal channels becomes M / N of what it was.
+    /// `W'[m] = sum(W[n]) / N`: every channel gets the mean filter. The response to equal channels becomes M / N of
+    /// what it was.
     Mean,
     /// `W'[m] = sum(W[n]) / M`: the channels share the sum of all filters. For one channel this is the plain sum.
     Sum,
     /// `W'[m] = W[m mod N] * N / M`: the filters in turn, scaled.
     Repeat,
-    /// `W'[m] = W[m]` for m < N, and 0 beyond: the first channels keep their filters, further ones count for nothing until they are
-    /// trained.
+    /// `W'[m] = W[m]` for m < N, and 0 beyond: the first channels keep their filters, further ones count for nothing
+    /// until they are trained.
     First,
 }
 
@@ -39,8 +40,8 @@ enum Action {
 }
 
 impl Channels {
-    /// The number of input channels that [`input_channels`] makes of `from` for images of `to`: `to`, but with [`Channels::Timm`] and a
-    /// stem that moves space to depth.
+    /// The number of input channels that [`input_channels`] makes of `from` for images of `to`: `to`, but with
+    /// [`Channels::Timm`] and a stem that moves space to depth.
     ///
     /// # Errors
     /// Numbers that the rule does not know; no channels.
@@ -69,8 +70,8 @@ impl Channels {
     }
 }
 
-/// The weight of a patch embedding, `[out, in, h, w]`, for images of `to` channels: `[out, rule.count(in, to), h, w]`. The bias stays as
-/// it is.
+/// The weight of a patch embedding, `[out, in, h, w]`, for images of `to` channels: `[out, rule.count(in, to), h, w]`.
+/// The bias stays as it is.
 ///
 /// # Errors
 /// A shape that the weight does not have, numbers of channels that the rule does not know, more than

@@ -8,7 +8,8 @@ use super::MAX_ELEMENTS;
 pub enum RemodelError {
     /// The values are not as many as the shape says.
     #[error(
-        "the {what} has {found} values, but its shape {shape:?} takes {expected}; give all values of the tensor, and its own shape"
+        "the {what} has {found} values, but its shape {shape:?} takes {expected}; \
+         give all values of the tensor, and its own shape"
     )]
     Length {
         /// Which tensor.
@@ -50,7 +51,8 @@ pub enum RemodelError {
     },
     /// A resize that loses so much that it cannot be inverted.
     #[error(
-        "resizing {from} values to {to} has no pseudo-inverse in float64: its rows are not independent; choose another size or antialias"
+        "resizing {from} values to {to} has no pseudo-inverse in float64: its rows are not independent; \
+         choose another size or antialias"
     )]
     Singular {
         /// The length of the side.

@@ -2,8 +2,9 @@
 
 use super::{RemodelError, Result, expect};
 
-/// The weight `[classes, width]` and bias `[classes]` of one linear layer that does what a `BatchNorm1d(width, affine=False)` in
-/// evaluation and the linear layer behind it do, as in the linear probes of MAE: `W' = W / sqrt(variance + eps)`, `b' = b - W' mean`.
+/// The weight `[classes, width]` and bias `[classes]` of one linear layer that does what a `BatchNorm1d(width,
+/// affine=False)` in evaluation and the linear layer behind it do, as in the linear probes of MAE: `W' = W /
+/// sqrt(variance + eps)`, `b' = b - W' mean`.
 ///
 /// `classes` is the length of `bias`, and `width` that of `mean`. W' is rounded after b' is computed.
 ///

@@ -1,8 +1,8 @@
 //! Interpolation of grids, as `torch.nn.functional.interpolate(..., align_corners=False)` does it.
 //!
-//! Both modes are separable: each axis has one list of weights per new element. The positions and weights are computed in
-//! float32, step by step as PyTorch's kernels for x86-64 do, fused multiplications and additions included: in f64 they
-//! would be more exact, and up to 1e-5 away from what everybody else has. The sums are computed in f64.
+//! Both modes are separable: each axis has one list of weights per new element. The positions and weights are computed
+//! in float32, step by step as PyTorch's kernels for x86-64 do, fused multiplications and additions included: in f64
+//! they would be more exact, and up to 1e-5 away from what everybody else has. The sums are computed in f64.
 
 use super::{MAX_SIDE, Result, elements, expect, sides};
 
@@ -11,11 +11,13 @@ use super::{MAX_SIDE, Result, elements, expect, sides};
 pub enum Mode {
     /// From the two nearest along each axis.
     Bilinear,
-    /// From the four nearest along each axis, by Keys' cubic convolution with a = -0.5 with antialiasing, and -0.75 without.
+    /// From the four nearest along each axis, by Keys' cubic convolution with a = -0.5 with antialiasing, and -0.75
+    /// without.
     Bicubic,
 }
 
-/// The arguments `mode` and `antialias` of `torch.nn.functional.interpolate`. The default is timm's: bicubic, with antialiasing.
+/// The arguments `mode` and `antialias` of `torch.nn.functional.interpolate`. The default is timm's: bicubic, with
+/// antialiasing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Resampling {
     /// How values between those of a grid are computed.
@@ -97,8 +99,8 @@ pub(super) fn map(values: &[f32], width: usize, inner: usize, down: Option<&Axis
     sums.into_iter().map(|sum| sum as f32).collect()
 }
 
-/// The weights of an element without antialiasing, at a position between the old ones. Old elements beyond an end are that
-/// end.
+/// The weights of an element without antialiasing, at a position between the old ones. Old elements beyond an end are
+/// that end.
 fn between(from: usize, position: f32, mode: Mode) -> Span {
     const A: f32 = -0.75;
     /// For distances from 1 to 2. The antialiasing filter factors it in another way, and rounds differently.
@@ -163,11 +165,13 @@ fn near(x: f32, a: f32) -> f32 {
     ((a + 2.0).mul_add(x, -(a + 3.0)) * x).mul_add(x, 1.0)
 }
 
-/// Resizes the planes of `values`, of shape `[channels, from.0, from.1]`, to `[channels, to.0, to.1]` (height, width), as
-/// `torch.nn.functional.interpolate(values[None], size=to, mode=..., antialias=..., align_corners=False)`.
+/// Resizes the planes of `values`, of shape `[channels, from.0, from.1]`, to `[channels, to.0, to.1]` (height, width),
+/// as `torch.nn.functional.interpolate(values[None], size=to, mode=..., antialias=..., align_corners=False)`.
 ///
-/// An axis that keeps its length is left as it is. (PyTorch has two kernels for bilinear interpolation without antialiasing,
-/// whose positions are rounded differently. This is the one for small outputs and for channels-last tensors.)
+/// An axis that keeps its length is left as it is. PyTorch 2.15 differs from itself in two places. It has two kernels
+/// for bilinear interpolation without antialiasing, whose positions are rounded differently; this is the one for small
+/// outputs and for channels-last tensors. And with antialiasing, planes of width 1 that only change their height come out
+/// as copies of one value on the CPU, unless they are channels-last; here they are interpolated like any others.
 ///
 /// # Errors
 /// A shape that the values do not have, a side of 0 or longer than [`MAX_SIDE`], more than

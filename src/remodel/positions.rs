@@ -43,8 +43,8 @@ impl Positions {
     }
 }
 
-/// Resamples a table of positions `[1, prefix + h * w, C]` to the grid `to`, `[1, prefix + h2 * w2, C]`. The prefix is kept; the
-/// same grid gives the same bits.
+/// Resamples a table of positions `[1, prefix + h * w, C]` to the grid `to`, `[1, prefix + h2 * w2, C]`. The prefix is
+/// kept; the same grid gives the same bits.
 ///
 /// With the default [`Resampling`] this is timm's `resample_abs_pos_embed(table, new_size=to, old_size=shape.grid,
 /// num_prefix_tokens=shape.prefix)`.
@@ -59,9 +59,9 @@ pub fn position_embedding(table: &[f32], shape: Positions, to: (usize, usize), h
     Ok(shape.map(table, down.as_ref(), across.as_ref()))
 }
 
-/// Fits a table of positions `[1, prefix + f * t, C]` to a spectrogram of `to` = (frequency, time) patches, as the Audio
-/// Spectrogram Transformer does (Gong, Chung and Glass, 2021) with that of an image model. The prefix is kept (there: class and
-/// distillation token).
+/// Fits a table of positions `[1, prefix + f * t, C]` to a spectrogram of `to` = (frequency, time) patches, as the
+/// Audio Spectrogram Transformer does (Gong, Chung and Glass, 2021) with that of an image model. The prefix is kept
+/// (there: class and distillation token).
 ///
 /// Along each axis, where the new side is not longer, its middle is taken as it is, from `old / 2 - new / 2` on (whole
 /// numbers); where it is longer, the axis is interpolated bilinearly, without antialiasing.

@@ -5,11 +5,12 @@ use super::{MAX_SIDE, RemodelError, Result, elements, sides};
 /// The base of the wavelengths.
 const BASE: f64 = 10_000.0;
 
-/// MAE's fixed table of positions, `[class_token + h * w, width]`: `get_2d_sincos_pos_embed(width, grid, cls_token)`, for grids (h, w)
-/// that are not square as Audio-MAE's `get_2d_sincos_pos_embed_flexible`. The position of the class token is 0.
+/// MAE's fixed table of positions, `[class_token + h * w, width]`: `get_2d_sincos_pos_embed(width, grid, cls_token)`,
+/// for grids (h, w) that are not square as Audio-MAE's `get_2d_sincos_pos_embed_flexible`. The position of the class
+/// token is 0.
 ///
-/// The first half of a row encodes the column of the patch, the second its row: `sin(p w_i)` for all i, then `cos(p w_i)`, with
-/// `w_i = 10000^(-4 i / width)` and i < width / 4.
+/// The first half of a row encodes the column of the patch, the second its row: `sin(p w_i)` for all i, then `cos(p
+/// w_i)`, with `w_i = 10000^(-4 i / width)` and i < width / 4.
 ///
 /// # Errors
 /// A width that is no multiple of 4, a side of 0 or longer than [`MAX_SIDE`], more than
@@ -39,8 +40,8 @@ pub fn sincos_2d(width: usize, grid: (usize, usize), class_token: bool) -> Resul
     Ok(table)
 }
 
-/// VideoMAE's fixed table of positions, `[positions, width]`: `get_sinusoid_encoding_table(positions, width)`. Even columns are
-/// `sin(p / 10000^(j / width))`, odd ones `cos(p / 10000^((j - 1) / width))` (Vaswani et al., 2017).
+/// VideoMAE's fixed table of positions, `[positions, width]`: `get_sinusoid_encoding_table(positions, width)`. Even
+/// columns are `sin(p / 10000^(j / width))`, odd ones `cos(p / 10000^((j - 1) / width))` (Vaswani et al., 2017).
 ///
 /// # Errors
 /// No positions, no width, more than [`MAX_ELEMENTS`](super::MAX_ELEMENTS).

@@ -18,6 +18,7 @@ pub(crate) use destination::{Destination, left_notes};
 pub(crate) use layout::Layout;
 pub use layout::LayoutProblem;
 pub(crate) use scratch::{ScratchFile, check_target};
+pub(crate) use writer::Writer;
 
 /// Where the engine puts the bytes that it computes.
 pub(crate) trait Sink {

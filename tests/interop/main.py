@@ -27,6 +27,7 @@ import check_repeat
 import check_shards
 import check_sharing
 import check_verify
+import check_walkthrough
 from report import Report
 from tool import Tool
 
@@ -45,10 +46,10 @@ PARTS = (
     check_convert_files,
     check_convert_shapes,
     check_graft,
+    check_walkthrough,
     check_archive,
     check_old_torch,
     check_differential,
-    check_parity,
     check_cost,
     check_repeat,
     check_large,

@@ -16,6 +16,7 @@ mod formats;
 mod fuzzed;
 mod objects;
 mod reading;
+mod remodel;
 mod scanning;
 mod support;
 mod torch_files;

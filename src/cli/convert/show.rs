@@ -9,7 +9,7 @@ use m2pt_surgery::tensor::shape_text;
 use serde_json::{Value, json};
 
 use crate::cli::printer::{Printer, Text};
-use crate::cli::text::{bytes, counted, printable};
+use crate::cli::text::{bytes, counted, files, printable};
 
 /// Names that a line lists.
 const LISTED: usize = 4;
@@ -171,17 +171,24 @@ fn report(conversion: &PlannedConversion<'_>, done: Option<&ConvertReport>) -> V
         .collect();
     let dropped: Vec<Value> =
         conversion.dropped().iter().map(|(name, reason)| json!({"name": name, "reason": reason})).collect();
-    let files: Vec<Value> = conversion
-        .files()
-        .iter()
-        .map(|(path, bytes)| json!({"path": path.display().to_string(), "bytes": bytes}))
-        .collect();
+    let family = conversion.family().map(|found| {
+        json!({
+            "name": found.family.name(), "title": found.family.title(), "because": found.because,
+            "runners_up": found.runners_up,
+        })
+    });
     json!({
-        "input": request.input.display().to_string(),
-        "root": conversion.input().root(),
-        "family": conversion.family().map(|found| json!({
-            "name": found.family.name(), "title": found.family.title(), "because": found.because, "runners_up": found.runners_up,
-        })),
+        "input": {
+            "file": request.input.display().to_string(), "root": conversion.input().root(), "family": family,
+        },
+        "output": {
+            "file": request.output.display().to_string(),
+            "format": request.format.name(),
+            "tensors": conversion.tensors().len(),
+            "bytes": conversion.file_bytes(),
+            "written": done.is_some(),
+            "files": files(&conversion.files()),
+        },
         "architecture": conversion.model().map(|model| json!({
             "name": model.known.as_ref().map(|known| known.name.clone()),
             "input_size": [model.config.channels, model.config.image.0, model.config.image.1],
@@ -191,8 +198,6 @@ fn report(conversion: &PlannedConversion<'_>, done: Option<&ConvertReport>) -> V
         "tensors": tensors,
         "dropped": dropped,
         "notes": conversion.plan().notes,
-        "files": files,
-        "written": done.is_some(),
         "non_finite": done.map(|done| done.non_finite.clone()),
         "seconds": done.map(|done| done.elapsed.as_secs_f64()),
     })

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::{architecture, relative};
 use crate::cli::inspect::root_json;
+use crate::cli::text::files;
 
 pub(super) fn report(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value {
     let plan = fold.plan();
@@ -43,9 +44,7 @@ pub(super) fn report(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value
         "output": {
             "file": fold.request().output.to_string_lossy(), "format": fold.request().format.name(),
             "tensors": plan.outputs.len(), "bytes": fold.file_bytes(), "written": done.is_some(),
-            "files": fold.files().iter().map(|(path, bytes)| json!({
-                "file": path.to_string_lossy(), "bytes": bytes,
-            })).collect::<Vec<_>>(),
+            "files": files(fold.files()),
         },
         "layers": layers,
         "dropped": plan.dropped.iter().map(|d| json!({
