@@ -395,8 +395,8 @@ impl<'c> StateDict<'c> {
     /// [`Error::Shorter`] and [`Error::Changed`]; [`Error::Io`].
     pub(crate) fn check_unchanged(&self) -> Result<()> {
         self.checkpoint.check_unchanged()?;
-        let inputs = self.derived.iter().flat_map(|derived| derived.inputs());
-        inputs.map(StateDict::check_unchanged).collect()
+        let mut inputs = self.derived.iter().flat_map(|derived| derived.inputs());
+        inputs.try_for_each(StateDict::check_unchanged)
     }
 
     /// How many tensors of the file are not under this root.

@@ -36,13 +36,16 @@ pub struct ConvertInputs {
     donor: Option<Checkpoint>,
 }
 
+/// A tensor that is left out: its name, and the reason.
+type Dropped = (String, String);
+
 /// What was found out and decided on the way.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Decided {
     /// The family of the input.
     pub(crate) family: Option<Recognised>,
-    /// Tensors that are left out: name and reason.
-    pub(crate) dropped: Vec<(String, String)>,
+    /// Tensors that are left out.
+    pub(crate) dropped: Vec<Dropped>,
     /// The model that the output is for.
     pub(crate) model: Option<Detected>,
     /// What else the user should know.
@@ -174,7 +177,7 @@ impl ConvertInputs {
         dict: &StateDict<'_>,
         family: &Family,
         path: &std::path::Path,
-    ) -> Result<(Vec<Item>, Vec<(String, String)>)> {
+    ) -> Result<(Vec<Item>, Vec<Dropped>)> {
         let wrong = |problem| Error::Convert { path: path.to_owned(), problem: Box::new(ConvertProblem::Map(problem)) };
         let specs = dict.specs();
         let mapping = family.map(specs).map_err(wrong)?;
