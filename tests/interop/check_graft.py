@@ -1,6 +1,5 @@
 """Grafts against a re-parameterised module, and the paper's four models at full size."""
 
-import resource
 import subprocess
 import sys
 import time
@@ -188,13 +187,14 @@ def script(report, tool, source):
         "state = torch.load(sys.argv[1], weights_only=True)['model']\n"
         "state = {k: v for k, v in state.items() if not k.startswith(('mask_token', 'decoder_'))}\n"
         "torch.save(state, sys.argv[2])\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM:')))\n"
     )
     args = ["convert", source, "--to", "timm", "-o", tool.work / "beside.pth"]
     seconds, peak = tool.measured(*args)
     start = time.monotonic()
-    subprocess.run([sys.executable, "-c", code, source, tool.work / "script.pth"], check=True)
+    command = [sys.executable, "-c", code, source, tool.work / "script.pth"]
+    most = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * 1024
     other = time.monotonic() - start
-    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     report.note(f"program {seconds:.2f} s, {peak / 2**20:.0f} MiB anonymous; torch {other:.2f} s, {most / 2**20:.0f} MiB resident")
     found, wanted = load(tool.work / "beside.pth"), load(tool.work / "script.pth")
     same_state(found, wanted)
