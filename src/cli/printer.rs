@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
 
+use m2pt_surgery::Lost;
 use unicode_width::UnicodeWidthStr;
 
 use super::Colour;
@@ -80,6 +81,19 @@ impl Printer {
     /// What the user should know besides the result: one line, whatever names from a file are in it.
     pub(super) fn note(&mut self, text: &str) {
         self.note_lines(&printable(text));
+    }
+
+    /// Says which tensors a cast to a narrower type could not hold.
+    pub(super) fn note_lost(&mut self, lost: &[(String, Lost)]) {
+        for (name, Lost { overflow, underflow }) in lost {
+            for (count, became) in [(*underflow, "0"), (*overflow, "infinite")] {
+                if count > 0 {
+                    let numbers = if count == 1 { "number" } else { "numbers" };
+                    let count = super::text::count(count);
+                    self.note(&format!("{name}: {count} {numbers} became {became} in the narrower type"));
+                }
+            }
+        }
     }
 
     /// A note of several lines, of which the program itself made the line breaks.

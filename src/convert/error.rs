@@ -84,6 +84,9 @@ pub enum ConvertProblem {
         /// How many.
         frames: usize,
     },
+    /// Frames for timm.
+    #[error("timm's VisionTransformer takes images: --inflate is for families of videos, --to videomae for example")]
+    Inflated,
     /// A grid that cannot be told.
     #[error("{positions} positions of patches are no square grid: give its rows and columns with --grid ROWSxCOLUMNS")]
     Grid {

@@ -203,6 +203,7 @@ impl ConvertInputs {
         let Some(family) = self.family(specs, decided)? else {
             return Err(self.wrong(ConvertProblem::NoFamily));
         };
+        decided.notes.extend(family.note().map(str::to_owned));
         let before: std::collections::BTreeMap<String, Vec<String>> =
             items.all.iter().map(|item| (item.name.clone(), item.from.clone())).collect();
         let (all, dropped) = self.mapped(&items.inputs[0], &family, self.input.path())?;
@@ -226,6 +227,7 @@ impl ConvertInputs {
             ("--grid", request.grid.is_some()),
             ("--positions", request.ast_positions),
             ("--tubelet", request.tubelet.is_some()),
+            ("--inflate", request.inflate.is_some()),
             ("--in-chans", request.channels.is_some()),
             ("--num-classes", request.classes.is_some()),
             ("--head", request.head != Head::Keep),

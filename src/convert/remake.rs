@@ -14,6 +14,7 @@ impl ConvertInputs {
     /// Does what was asked for, to tensors under timm's names.
     pub(super) fn remake(&self, items: &mut Items<'_>, decided: &mut Decided) -> Result<()> {
         self.frames(items)?;
+        self.inflate(items)?;
         self.channels(items)?;
         let old_patch = items.shape(PATCHES).and_then(|shape| Some((*shape.get(2)?, *shape.get(3)?)));
         self.patches(items)?;
@@ -52,6 +53,20 @@ impl ConvertInputs {
             }
             (Some(_), None) => Err(self.lacks("--tubelet", PATCHES)),
         }
+    }
+
+    /// Patches of images reach over frames, in a family that has such.
+    fn inflate(&self, items: &mut Items<'_>) -> Result<()> {
+        let Some((frames, how)) = self.request.inflate else { return Ok(()) };
+        if matches!(self.request.names, Names::Timm) {
+            return Err(self.wrong(ConvertProblem::Inflated));
+        }
+        let shape = items.shape(PATCHES).ok_or_else(|| self.lacks("--inflate", PATCHES))?;
+        if shape.len() != 4 {
+            return Err(self.bad_shape("--inflate", PATCHES, &shape, "not [width, channels, height, width]"));
+        }
+        items.get_mut(PATCHES).into_iter().for_each(|item| item.compute(Operation::Inflate { frames, how }));
+        Ok(())
     }
 
     fn channels(&self, items: &mut Items<'_>) -> Result<()> {

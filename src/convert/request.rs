@@ -10,7 +10,7 @@ use crate::checkpoint::{Checkpoint, RootChoice};
 use crate::error::{Error, OutputProblem, Result};
 use crate::model::{Activation, Known, Pool};
 use crate::naming::Family;
-use crate::remodel::{Channels, Collapse};
+use crate::remodel::{Channels, Collapse, Inflate};
 use crate::tensor::DType;
 use crate::write::Format;
 
@@ -91,6 +91,8 @@ pub struct ConvertRequest {
     pub ast_positions: bool,
     /// How frames become one, where patches reach over several.
     pub tubelet: Option<Collapse>,
+    /// Over how many frames the patches of the output reach, and how the weight is spread over them.
+    pub inflate: Option<(usize, Inflate)>,
     /// Input channels of the output, and how they are made.
     pub channels: Option<(usize, Channels)>,
     /// Classes of the output, if not those of the input.
@@ -153,6 +155,7 @@ impl ConvertRequest {
             grid: None,
             ast_positions: false,
             tubelet: None,
+            inflate: None,
             channels: None,
             classes: None,
             head: Head::Keep,

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{ConvertInputs, ConvertRequest, Decided, Item, timm_dir};
 use crate::checkpoint::StateDict;
-use crate::engine::Progress;
+use crate::engine::{Lost, Progress};
 use crate::error::{Error, Result};
 use crate::model::Detected;
 use crate::naming::Recognised;
@@ -31,6 +31,8 @@ pub struct PlannedConversion<'i> {
 pub struct ConvertReport {
     /// The outputs that hold NaN or infinity; always empty unless these were allowed.
     pub non_finite: Vec<String>,
+    /// The outputs that were cast to a type that cannot hold all of their numbers.
+    pub lost: Vec<(String, Lost)>,
     /// Bytes of the output, all its files together.
     pub file_bytes: u64,
     /// Time from the first byte read to the file being published.
@@ -186,6 +188,6 @@ impl<'i> PlannedConversion<'i> {
             let output = request.output.clone();
             config.publish().map_err(|source| Error::Sidecar { output, source: Box::new(source) })?;
         }
-        Ok(ConvertReport { non_finite: run.non_finite, file_bytes, elapsed: started.elapsed() })
+        Ok(ConvertReport { non_finite: run.non_finite, lost: run.lost, file_bytes, elapsed: started.elapsed() })
     }
 }

@@ -6,7 +6,7 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::tensor::DType;
+use crate::tensor::{DType, decode_f64};
 
 /// The type that a step computes in: f64 if any tensor of it is float64, f32 otherwise.
 pub(super) trait Real: Copy + Default + std::ops::Add<Output = Self> + std::ops::Mul<Output = Self> {
@@ -117,6 +117,21 @@ pub(super) fn sum_of_squares<T: Real>(values: &[T]) -> f64 {
         }
     }
     lanes.iter().sum::<f64>() + rest.iter().map(|x| x.to_f64() * x.to_f64()).sum::<f64>()
+}
+
+/// How many of `values` became infinite, and how many 0, in `bytes` of that type, which they were stored as.
+pub(super) fn count_lost<T: Real>(values: &[T], dtype: DType, bytes: &[u8]) -> (u64, u64) {
+    let mut stored = Vec::with_capacity(values.len());
+    // Of a type that was stored as, all can be decoded.
+    if decode_f64(dtype, bytes, &mut stored).is_err() {
+        return (0, 0);
+    }
+    let (mut overflow, mut underflow) = (0, 0);
+    for (value, stored) in values.iter().map(|value| value.to_f64()).zip(stored) {
+        overflow += u64::from(value.is_finite() && stored.is_infinite());
+        underflow += u64::from(value != 0.0 && stored == 0.0);
+    }
+    (overflow, underflow)
 }
 
 /// Whether a NaN or infinity is among little-endian elements of `dtype`.

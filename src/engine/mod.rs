@@ -38,6 +38,15 @@ pub struct Norms {
     pub change: f64,
 }
 
+/// How many numbers a cast to a narrower type could not hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Finite numbers that became infinite.
+    pub overflow: u64,
+    /// Numbers other than 0 that became 0.
+    pub underflow: u64,
+}
+
 /// What a run found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RunReport {
@@ -45,6 +54,8 @@ pub struct RunReport {
     pub norms: Vec<Option<Norms>>,
     /// The outputs that hold NaN or infinity; always empty unless these were allowed.
     pub non_finite: Vec<String>,
+    /// The outputs that were cast to a type that cannot hold all of their numbers, in the order in which they were written.
+    pub lost: Vec<(String, Lost)>,
 }
 
 /// Runs the steps of `plan` in the order that `sink` wants them; `inputs` are the state dicts that it refers to.
@@ -62,18 +73,23 @@ pub(crate) fn run(
     allow_non_finite: bool,
     progress: &mut dyn Progress,
 ) -> Result<RunReport> {
-    let mut report = RunReport { norms: vec![None; plan.steps.len()], non_finite: Vec::new() };
+    let mut report = RunReport { norms: vec![None; plan.steps.len()], ..RunReport::default() };
     let order = sink.order().to_vec();
     for index in order {
         let step = &plan.steps[index];
         sink.begin(index)?;
-        let mut runner = Runner { plan, inputs, step, index, sink, progress, bad: false };
+        let mut runner = Runner { plan, inputs, step, index, sink, progress, bad: false, lost: Lost::default() };
         let (norms, bad) = runner.run()?;
         report.norms[index] = norms;
         if let Some(name) = bad.first().filter(|_| !allow_non_finite) {
             return Err(runner.non_finite(name)?);
         }
         report.non_finite.extend(bad);
+        let lost = runner.lost;
+        if lost != Lost::default() {
+            let output = plan.outputs.iter().find(|output| output.step == index);
+            report.lost.extend(output.map(|output| (output.spec.name.clone(), lost)));
+        }
         sink.end()?;
     }
     Ok(report)
@@ -89,6 +105,8 @@ struct Runner<'r> {
     progress: &'r mut dyn Progress,
     /// Whether the bytes written hold a NaN or infinity.
     bad: bool,
+    /// What the cast could not hold.
+    lost: Lost,
 }
 
 impl<'r> Runner<'r> {
@@ -186,6 +204,11 @@ impl<'r> Runner<'r> {
             }
             out.clear();
             T::store(self.step.dtype, &sum, &mut out);
+            if self.step.dtype != view.dtype() {
+                let (overflow, underflow) = kernels::count_lost(&sum, self.step.dtype, &out);
+                self.lost.overflow += overflow;
+                self.lost.underflow += underflow;
+            }
             self.write(&out)?;
             first += count;
         }

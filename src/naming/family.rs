@@ -85,6 +85,9 @@ pub(super) struct Table {
     /// Whether positions are VideoMAE's fixed sin-cos table, which files do not have.
     #[serde(default)]
     sinusoid_positions: bool,
+    /// What a user has to know of a conversion to timm, whatever is in the file.
+    #[serde(default)]
+    note: Option<String>,
     #[serde(default)]
     pub(super) map: Vec<MapRow>,
     #[serde(default)]
@@ -143,6 +146,7 @@ pub struct Family {
     prefixes: Vec<String>,
     pub(super) class_position: bool,
     sinusoid_positions: bool,
+    note: Option<String>,
     pub(super) rules: Vec<Rule>,
     pub(super) drop: Vec<Leave>,
     pub(super) refuse: Vec<Leave>,
@@ -209,6 +213,7 @@ impl Family {
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
             class_position: from().any(|t| t.class_position),
             sinusoid_positions: from().any(|t| t.sinusoid_positions),
+            note: from().find_map(|t| t.note.clone()),
             rules: from()
                 .flat_map(|t| &t.map)
                 .map(|row| Rule::new(&row.in_module(module)))
@@ -254,6 +259,12 @@ impl Family {
         prefix.is_empty()
             || modules.is_some_and(|modules| modules.split('.').all(|module| WRAPPERS.contains(&module)))
             || self.prefixes.iter().any(|known| known == prefix)
+    }
+
+    /// What a user has to know of a conversion to timm, whatever is in the file.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// Whether positions are VideoMAE's fixed sin-cos table, which files of this family do not have.

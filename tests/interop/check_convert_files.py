@@ -84,6 +84,15 @@ def options(report, tool):
         with report.check(f"--dtype {name}, and qkv=float32 after it: PyTorch's bits"):
             found = converted(tool, source, "--dtype", name, "--dtype", r"\.qkv\.=float32")
             same_state(found, {n: t if ".qkv." in n else t.to(dtype) for n, t in state.items()})
+    with report.check("--dtype float16: numbers that are lost are counted, by tensor"):
+        path, out = tool.work / "extremes.pth", tool.work / "extremes.half.pth"
+        torch.save({"tiny": torch.tensor([1e-9, -1e-9, 0.0, 1.0]), "huge": torch.tensor([1e6, float("inf"), 2.0])}, path)
+        args = ("convert", path, "--dtype", "float16", "-o", out)
+        done = tool.start(*args)
+        equal(done.returncode, 2, "the exit code where a number becomes infinite")
+        said = json.loads(tool.run(*args, "--allow-non-finite", "--json"))["lost"]
+        wanted = [{"name": "tiny", "overflow": 0, "underflow": 2}, {"name": "huge", "overflow": 1, "underflow": 0}]
+        equal(said, wanted, "what is lost")
     with report.check("--keep-values: what stands beside the tensors is JSON in the header, also the second time"):
         path, out = tool.work / "valued.pth", tool.work / "valued.safetensors"
         torch.save({"model": state, "epoch": 7, "name": "vit"}, path)

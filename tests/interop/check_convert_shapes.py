@@ -174,7 +174,17 @@ def heads(report, tool, source):
             torch.save(frames, video)
             found = converted(tool, video, "--tubelet", name, "--family", "videomae")
             families.near(found[PATCHES], how(frames[PATCHES]).float(), PATCHES, TOLERANCE)
+    for text, how in {"2": [0.5, 0.5], "3:center": [0, 1, 0]}.items():
+        with report.check(f"convert --inflate {text}: a Conv2d over frames"):
+            # VideoMAE keeps no bias of the key.
+            zeroed = {n: t * torch.tensor([1.0, 0, 1]).repeat_interleave(384) if n.endswith("qkv.bias") else t for n, t in state.items()}
+            still, out = tool.work / "still.pth", tool.work / "inflated.pth"
+            torch.save(zeroed, still)
+            tool.run("convert", still, "--to", "videomae", "--inflate", text, "-o", out, "--force")
+            wanted = torch.stack([state[PATCHES] * part for part in how], dim=2)
+            families.near(load(out)[PATCHES], wanted, PATCHES, TOLERANCE)
     refusals = {
+        "--inflate for timm": (["--inflate", "2"], "--to videomae"),
         "another number of classes": (["--num-classes", 7], "--head zero"),
         "--tubelet for images": (["--tubelet", "sum"], "[384, 3, 16, 16]"),
         "a grid that does not fit": (["--grid", "3x5", "--img-size", 224], "--grid"),

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use m2pt_surgery::convert::{ConvertRequest, Head, Names};
 use m2pt_surgery::model::{Activation, Known, Pool};
-use m2pt_surgery::remodel::{Channels, Collapse};
+use m2pt_surgery::remodel::{Channels, Collapse, Inflate};
 use m2pt_surgery::{DType, Family, Format, RootChoice};
 use regex::Regex;
 
@@ -106,6 +106,10 @@ pub(super) struct Args {
     /// How patches over several frames become patches of images
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Shapes")]
     tubelet: Option<Tubelet>,
+
+    /// Spread patches of images over so many frames, for a family of videos: the weight over all of them, or :center
+    #[arg(long, value_name = "FRAMES[:center]", value_parser = inflate, help_heading = "Shapes")]
+    inflate: Option<(usize, Inflate)>,
 
     /// Input channels of the output
     #[arg(long, value_name = "N", help_heading = "Shapes")]
@@ -249,6 +253,16 @@ fn pool(text: &str) -> Result<Pool, String> {
     Pool::parse(text).ok_or_else(|| "there are token, avg, max, avgmax, map".to_owned())
 }
 
+/// `2` or `2:center`.
+fn inflate(text: &str) -> Result<(usize, Inflate), String> {
+    let (frames, how) = match text.split_once(':') {
+        None => (text, Some(Inflate::Repeat)),
+        Some((frames, how)) => (frames, (how == "center").then_some(Inflate::Centre)),
+    };
+    let frames = frames.parse::<usize>().ok().filter(|frames| (1..=1 << 10).contains(frames));
+    frames.zip(how).ok_or_else(|| "write the number of frames, as 2, or 2:center".to_owned())
+}
+
 fn activation(text: &str) -> Result<Activation, String> {
     Activation::parse(text).ok_or_else(|| "there are gelu, gelu_tanh, quick_gelu, silu, relu".to_owned())
 }
@@ -329,6 +343,7 @@ fn request(args: &Args) -> Result<ConvertRequest> {
         Tubelet::Mean => Collapse::Mean,
         Tubelet::Center => Collapse::Centre,
     });
+    request.inflate = args.inflate;
     request.channels = args.in_chans.map(|to| {
         let rule = match args.channels {
             ChannelRule::Timm => Channels::Timm,
@@ -377,6 +392,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     for name in done.iter().flat_map(|done| &done.non_finite) {
         printer.note(&format!("{name} holds NaN or infinity"));
     }
+    printer.note_lost(done.as_ref().map_or(&[], |done| &done.lost));
     let printed = show::result(&conversion, done.as_ref(), args.json, printer);
     if done.is_some() {
         // Whatever becomes of the printing: the file is there.

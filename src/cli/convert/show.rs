@@ -198,6 +198,9 @@ fn report(conversion: &PlannedConversion<'_>, done: Option<&ConvertReport>) -> V
         "tensors": tensors,
         "dropped": dropped,
         "notes": conversion.plan().notes,
+        "lost": done.map(|done| done.lost.iter().map(|(name, lost)| json!({
+            "name": name, "overflow": lost.overflow, "underflow": lost.underflow,
+        })).collect::<Vec<_>>()),
         "non_finite": done.map(|done| done.non_finite.clone()),
         "seconds": done.map(|done| done.elapsed.as_secs_f64()),
     })

@@ -288,6 +288,7 @@ pub(in crate::cli) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode
         for name in &done.run.non_finite {
             printer.note(&format!("{name} holds NaN or infinity"));
         }
+        printer.note_lost(&done.run.lost);
     }
     let printed = print(args, &fold, done.as_ref(), printer);
     if done.is_some() {
