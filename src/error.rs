@@ -32,6 +32,16 @@ pub enum Error {
         /// The operating system's reason.
         source: io::Error,
     },
+    /// There is no room for the output.
+    #[error("there is no room for {}, {bytes} bytes; make room, or choose another place", path.display())]
+    NoRoom {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The operating system's reason.
+        source: io::Error,
+    },
     /// An input was made shorter after it was opened.
     #[error("{}", shorter(path.display()))]
     Shorter {

@@ -114,7 +114,7 @@ pub use container::{
     ZipProblem, exit_on_shrunk_file,
 };
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
-pub use engine::{Lost, Norms, Progress, RunReport};
+pub use engine::{Lost, MAX_DEFAULT_THREADS, Norms, Progress, RunOptions, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, PlannedFold, PlannedGraft, Understood};
 pub use naming::{

@@ -1,7 +1,7 @@
 //! From a plan to published files.
 
 use crate::checkpoint::StateDict;
-use crate::engine::{self, Progress, RunReport};
+use crate::engine::{self, Progress, RunOptions, RunReport};
 use crate::error::Result;
 use crate::plan::Plan;
 use crate::write::Writer;
@@ -14,12 +14,13 @@ pub(crate) fn stream(
     mut writer: Writer,
     plan: &Plan,
     inputs: &[StateDict<'_>],
-    allow_non_finite: bool,
+    options: &RunOptions,
     progress: &mut dyn Progress,
 ) -> Result<RunReport> {
-    let run = engine::run(plan, inputs, &mut writer, allow_non_finite, progress)?;
-    // What was read is what the files held, or is not published.
+    let run = engine::run(plan, inputs, &mut writer, options, progress);
+    // What was read is what the files held, or is not published; and a change explains whatever else went wrong.
     inputs.iter().try_for_each(StateDict::check_unchanged)?;
+    let run = run?;
     writer.publish()?;
     Ok(run)
 }

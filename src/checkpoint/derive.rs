@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::compute::{Operation, OperationProblem};
-use super::{Bytes, Placement, StateDict, TensorData};
+use super::{Bytes, Placement, StateDict, TensorData, Unchecked};
 use crate::container::StoredTensor;
 use crate::error::{Error, Result};
 use crate::tensor::{ByteOrder, DType, TensorSpec, contiguous_strides, decode_f64};
@@ -247,6 +247,21 @@ impl Expr {
         }
     }
 
+    /// Whether the elements are read from where they are stored, without being made in memory first.
+    fn is_in_place(&self, inputs: &[StateDict<'_>]) -> bool {
+        match self {
+            Expr::Tensor { input, tensor } => inputs[*input].is_in_place(*tensor),
+            Expr::Narrow { of, .. } | Expr::Permuted { of, .. } => of.is_in_place(inputs),
+            Expr::Reshaped { of, .. } => match of.plain() {
+                Some((input, tensor)) => {
+                    inputs[input].is_in_place(tensor) && inputs[input].placement(tensor).contiguous
+                }
+                None => false,
+            },
+            Expr::Stacked(_) | Expr::Computed { .. } | Expr::Filled { .. } => false,
+        }
+    }
+
     /// The elements, of tensors that [`Expr::kind`] accepts.
     fn data<'c>(&self, inputs: &[StateDict<'c>]) -> Result<TensorData<'c>> {
         match self {
@@ -355,6 +370,17 @@ pub(super) struct Derived<'c> {
 impl<'c> Derived<'c> {
     pub(super) fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
         self.items[index].data(&self.inputs)
+    }
+
+    pub(super) fn unchecked(&self, index: usize) -> Result<(TensorData<'c>, Option<Unchecked<'c>>)> {
+        match self.items[index].plain() {
+            Some((input, tensor)) => self.inputs[input].unchecked(tensor),
+            None => Ok((self.tensor(index)?, None)),
+        }
+    }
+
+    pub(super) fn is_in_place(&self, index: usize) -> bool {
+        self.items[index].is_in_place(&self.inputs)
     }
 
     pub(super) fn storage_run(&self, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {

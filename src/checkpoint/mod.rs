@@ -72,7 +72,8 @@ pub enum TensorProblem {
 pub struct Checkpoint {
     path: PathBuf,
     contents: Contents,
-    verified: Vec<AtomicBool>,
+    /// For each storage, whether its checksum is known to be right.
+    verified: Vec<Mutex<bool>>,
     /// The bytes that were made last: tensors that share a storage follow each other.
     made: Mutex<Option<(usize, Arc<Vec<u8>>)>>,
     reached: Vec<Reached>,
@@ -111,7 +112,7 @@ impl Checkpoint {
                 problem,
             })?;
         }
-        let verified = contents.storages.iter().map(|_| AtomicBool::new(false)).collect();
+        let verified = contents.storages.iter().map(|_| Mutex::new(false)).collect();
         let roots = roots::find(&reached);
         Ok(Checkpoint { path: path.to_owned(), contents, verified, made: Mutex::new(None), reached, roots })
     }
@@ -263,11 +264,18 @@ impl Checkpoint {
 
     /// Verifies the checksum of the storage `index`, whose entry has these bytes, if that was not done before.
     fn verify(&self, index: usize, entry: &Entry, bytes: &[u8]) -> Result<(), ZipProblem> {
-        if !self.verified[index].load(Ordering::Relaxed) {
+        // Held while it is computed: who comes meanwhile waits for the result and need not compute it as well.
+        let mut verified = self.verified[index].lock().unwrap_or_else(PoisonError::into_inner);
+        if !*verified {
             entry.check(bytes)?;
-            self.verified[index].store(true, Ordering::Relaxed);
+            *verified = true;
         }
         Ok(())
+    }
+
+    /// Whether the checksum of that storage is known to be right.
+    fn is_verified(&self, index: usize) -> bool {
+        *self.verified[index].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Bytes that have to be made, of which those of one storage are kept.
@@ -426,6 +434,45 @@ impl<'c> StateDict<'c> {
         Ok(TensorData { stored: Cow::Borrowed(stored), order, storage: self.checkpoint.storage(stored.storage)? })
     }
 
+    /// The data of the tensor with that index, and what is left to be checked by whoever reads all of it: the checksum of the
+    /// entry that holds it, if it is the whole of one. All else is as with [`StateDict::tensor`].
+    ///
+    /// # Errors
+    /// As [`StateDict::tensor`].
+    pub(crate) fn unchecked(&self, index: usize) -> Result<(TensorData<'c>, Option<Unchecked<'c>>)> {
+        if let Some(derived) = &self.derived {
+            return derived.unchecked(index);
+        }
+        let (stored, checkpoint) = (self.stored[index], self.checkpoint);
+        let storage = &checkpoint.contents.storages[stored.storage];
+        let Extent::Member { entry, skip: 0 } = &storage.extent else { return Ok((self.tensor(index)?, None)) };
+        let source = &checkpoint.contents.sources[storage.source];
+        if entry.method == Method::Stored && entry.has_checksum() && !checkpoint.is_verified(stored.storage) {
+            source.map.check_unchanged(&source.path)?;
+            let packed = entry.packed_bytes(&source.map);
+            let bytes = packed.map_err(|problem| Error::Zip { path: source.path.clone(), problem })?;
+            let data =
+                TensorData { stored: Cow::Borrowed(stored), order: storage.order, storage: Bytes::Mapped(bytes) };
+            if data.view().as_bytes().is_some_and(|whole| whole.len() == bytes.len()) {
+                return Ok((data, Some(Unchecked { checkpoint, storage: stored.storage, entry })));
+            }
+        }
+        Ok((self.tensor(index)?, None))
+    }
+
+    /// Whether the elements of the tensor with that index are read from where they are stored, without being made in memory
+    /// first.
+    pub(crate) fn is_in_place(&self, index: usize) -> bool {
+        if let Some(derived) = &self.derived {
+            return derived.is_in_place(index);
+        }
+        match &self.checkpoint.contents.storages[self.stored[index].storage].extent {
+            Extent::Missing | Extent::Mapped(_) => true,
+            Extent::Member { entry, .. } => entry.method == Method::Stored,
+            Extent::Assembled(_) => false,
+        }
+    }
+
     /// Where the tensor with that index lies in its storage.
     #[must_use]
     pub fn placement(&self, index: usize) -> Placement<'_> {
@@ -459,6 +506,28 @@ impl<'c> StateDict<'c> {
             },
         )?;
         Ok(TensorData { stored: Cow::Owned(stored), ..data })
+    }
+}
+
+/// The checksum of an entry that is not verified yet.
+#[derive(Clone, Debug)]
+pub(crate) struct Unchecked<'c> {
+    checkpoint: &'c Checkpoint,
+    storage: usize,
+    entry: &'c Entry,
+}
+
+impl Unchecked<'_> {
+    /// Settles the matter, given the checksum of all bytes of the tensor.
+    ///
+    /// # Errors
+    /// [`Error::Zip`] if it is not the one that is stored.
+    pub(crate) fn settle(&self, crc: u32) -> Result<()> {
+        let path =
+            || self.checkpoint.contents.sources[self.checkpoint.contents.storages[self.storage].source].path.clone();
+        self.entry.compare(crc).map_err(|problem| Error::Zip { path: path(), problem })?;
+        *self.checkpoint.verified[self.storage].lock().unwrap_or_else(PoisonError::into_inner) = true;
+        Ok(())
     }
 }
 

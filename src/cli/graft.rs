@@ -12,6 +12,7 @@ use super::DONE;
 use super::fold::{OutputFormat, Written, aux, block_set, lambda_file, layer_kind, models};
 use super::printer::{Printer, Text};
 use super::progress::Bar;
+use super::running::RunArgs;
 use super::text::{bytes, counted, files, printable};
 
 /// Put an auxiliary's weights beside a target's, to be trained: the opposite of fold
@@ -87,6 +88,9 @@ pub(super) struct Args {
     #[arg(long)]
     allow_non_finite: bool,
 
+    #[command(flatten)]
+    run: RunArgs,
+
     /// Print what would be done, layer by layer, and write nothing
     #[arg(long)]
     dry_run: bool,
@@ -114,7 +118,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     request.kinds.clone_from(&args.layers);
     request.blocks.clone_from(&args.blocks);
     request.depth_mismatch = args.depth_mismatch.into();
-    request.allow_non_finite = args.allow_non_finite;
+    request.run = args.run.options(args.allow_non_finite);
     request.force = args.force;
     request.wrap = args.wrap.clone().unwrap_or_default();
     Ok(request)

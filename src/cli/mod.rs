@@ -9,6 +9,7 @@ mod inspect;
 mod lambdas;
 mod printer;
 mod progress;
+mod running;
 mod scan;
 mod text;
 #[cfg(feature = "verify")]

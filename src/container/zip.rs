@@ -378,10 +378,19 @@ impl Entry {
         data.ok_or_else(|| self.wrong("its data reaches into what follows it"))
     }
 
-    /// Checks `bytes`, the uncompressed data, against the stored checksum; 0 means that none was stored.
+    /// Whether there is a checksum; 0 means that none was stored.
+    pub(crate) fn has_checksum(&self) -> bool {
+        self.crc != 0
+    }
+
+    /// Checks `bytes`, the uncompressed data, against the stored checksum.
     pub(crate) fn check(&self, bytes: &[u8]) -> Result<(), ZipProblem> {
-        let found = if self.crc == 0 { 0 } else { crc32fast::hash(bytes) };
-        if found != self.crc {
+        if self.has_checksum() { self.compare(crc32fast::hash(bytes)) } else { Ok(()) }
+    }
+
+    /// Checks the checksum of the uncompressed data against the one that is stored.
+    pub(crate) fn compare(&self, found: u32) -> Result<(), ZipProblem> {
+        if self.has_checksum() && found != self.crc {
             return Err(ZipProblem::Checksum { entry: self.name.to_string(), stored: self.crc, found });
         }
         Ok(())

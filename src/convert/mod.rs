@@ -89,6 +89,7 @@ impl ConvertInputs {
             path: if request.timm_dir { request.output.join(timm_dir::WEIGHTS) } else { request.output.clone() },
             format: request.format,
             replace: request.force,
+            sync: !request.run.no_sync,
             shard_bytes: request.max_shard_bytes,
             root: request.wrap.clone().unwrap_or_default(),
         };

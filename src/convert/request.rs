@@ -7,6 +7,7 @@ use regex::Regex;
 
 use super::ConvertInputs;
 use crate::checkpoint::{Checkpoint, RootChoice};
+use crate::engine::RunOptions;
 use crate::error::{Error, OutputProblem, Result};
 use crate::model::{Activation, Known, Pool};
 use crate::naming::Family;
@@ -107,8 +108,8 @@ pub struct ConvertRequest {
     pub activation: Option<Activation>,
     /// Types to cast to, the last that matches a name counts; without an expression it is for all.
     pub dtypes: Vec<(Option<Regex>, DType)>,
-    /// Whether NaN and infinity may be in the output.
-    pub allow_non_finite: bool,
+    /// How it is run: on how many threads, how fast, and whether NaN and infinity are allowed.
+    pub run: RunOptions,
     /// Whether what the input holds besides tensors is kept, as JSON in the header of a safetensors file.
     pub keep_values: bool,
     /// The file to write, or with [`ConvertRequest::max_shard_bytes`] or [`ConvertRequest::timm_dir`] the folder.
@@ -163,7 +164,7 @@ impl ConvertRequest {
             heads: None,
             activation: None,
             dtypes: Vec::new(),
-            allow_non_finite: false,
+            run: RunOptions::default(),
             keep_values: false,
             output: output.into(),
             format,

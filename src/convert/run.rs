@@ -183,7 +183,7 @@ impl<'i> PlannedConversion<'i> {
             None => None,
         };
         let inputs = [self.dict.clone()];
-        let run = stream(self.layout.clone().create()?, &self.plan, &inputs, request.allow_non_finite, progress)?;
+        let run = stream(self.layout.clone().create()?, &self.plan, &inputs, &request.run, progress)?;
         if let Some(config) = config {
             let output = request.output.clone();
             config.publish().map_err(|source| Error::Sidecar { output, source: Box::new(source) })?;

@@ -1,17 +1,33 @@
-//! The executor: runs any plan, one step at a time, in pieces of fixed size.
+//! The executor: runs any plan, in pieces of fixed size, on several threads.
+//!
+//! The files of the output are written one after the other. What a file holds is cut into units (`units.rs`), about as large as the
+//! second-level cache; threads take one after another, compute it (`worker.rs`, `kernels.rs`), and write it to its place. Where
+//! one is cut depends on the plan alone, and sums of several units are made in their order: what comes out does not depend on
+//! the number of threads, nor does the error if there are several.
 
+mod blame;
 mod kernels;
+mod pace;
+mod simd;
+mod units;
+mod worker;
 
-use crate::checkpoint::{StateDict, TensorData, TensorProblem};
-use crate::error::{Error, NonFiniteOrigin, Result};
-use crate::plan::{Plan, Source, Step, TensorRef};
-use crate::tensor::{DType, TensorView};
-use crate::write::Sink;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
 
-use kernels::Real;
+use crc32fast::Hasher;
 
-/// Elements per piece: the buffers of a piece fit the second-level cache.
-const PIECE: usize = 32 << 10;
+use crate::checkpoint::StateDict;
+use crate::error::{Error, Result};
+use crate::plan::Plan;
+use crate::write::{OpenFile, Writer};
+
+use pace::Pace;
+use worker::{Done, Worker};
 
 /// Who is told how far a run has come, and can stop it.
 pub trait Progress {
@@ -29,7 +45,7 @@ impl Progress for () {
     fn advance(&mut self, _: u64) {}
 }
 
-/// Sums of squares over a step that has terms.
+/// Sums of squares over a step that has terms, to about six digits: the last ones may differ between kinds of processors.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Norms {
     /// Of the source's elements: the square of its Frobenius norm.
@@ -58,200 +74,175 @@ pub struct RunReport {
     pub lost: Vec<(String, Lost)>,
 }
 
-/// Runs the steps of `plan` in the order that `sink` wants them; `inputs` are the state dicts that it refers to.
+/// How a plan is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunOptions {
+    /// Whether NaN and infinity may be in the result.
+    pub allow_non_finite: bool,
+    /// How many threads compute and write; as many as there are processors, up to [`MAX_DEFAULT_THREADS`], if `None`.
+    pub threads: Option<NonZeroUsize>,
+    /// The most bytes that are written in a second, over the whole run.
+    pub limit_rate: Option<NonZeroU64>,
+    /// Whether the output is published without waiting for the disk: a power failure soon afterwards may leave a file without its
+    /// data under the output's name.
+    pub no_sync: bool,
+}
+
+/// Threads that are started without being asked for, at most: more do not write faster to one file.
+pub const MAX_DEFAULT_THREADS: usize = 16;
+
+impl RunOptions {
+    fn threads(&self) -> usize {
+        let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_DEFAULT_THREADS);
+        self.threads.map_or_else(available, NonZeroUsize::get)
+    }
+}
+
+/// How often progress is told, and cancelling noticed.
+const TICK: Duration = Duration::from_millis(50);
+
+/// What all threads of a run share.
+struct Shared<'r> {
+    plan: &'r Plan,
+    inputs: &'r [StateDict<'r>],
+    allow_non_finite: bool,
+    pace: Pace,
+    /// Bytes that are written, and that nobody was told of yet.
+    written: AtomicU64,
+    /// Whether threads should begin no more units.
+    stop: AtomicBool,
+    /// Held by who makes tensors in memory, so that not every thread holds one of them.
+    making: Mutex<()>,
+}
+
+/// Runs the steps of `plan` into the files of `writer`; `inputs` are the state dicts that it refers to.
 ///
-/// Memory does not depend on the size of tensors: each is read from its map, computed and written in pieces. (A
-/// compressed storage is the exception; it is expanded while it is needed.)
+/// Memory does not depend on the size of tensors: each is read from its map, computed and written in pieces. (What is
+/// compressed, stacked or computed is an exception; it is made whole while it is needed, one tensor at a time.)
 ///
 /// # Errors
-/// [`Error::NonFinite`] for a NaN or infinity in a result, unless `allow_non_finite`; [`Error::Zip`] for damaged input;
+/// [`Error::NonFinite`] for a NaN or infinity in a result, unless they are allowed; [`Error::Zip`] for damaged input;
 /// [`Error::Io`] for a failed write; [`Error::Cancelled`].
 pub(crate) fn run(
     plan: &Plan,
     inputs: &[StateDict<'_>],
-    sink: &mut dyn Sink,
-    allow_non_finite: bool,
+    writer: &mut Writer,
+    options: &RunOptions,
     progress: &mut dyn Progress,
 ) -> Result<RunReport> {
+    let shared = Shared {
+        plan,
+        inputs,
+        allow_non_finite: options.allow_non_finite,
+        pace: Pace::new(options.limit_rate),
+        written: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+        making: Mutex::new(()),
+    };
     let mut report = RunReport { norms: vec![None; plan.steps.len()], ..RunReport::default() };
-    let order = sink.order().to_vec();
-    for index in order {
-        let step = &plan.steps[index];
-        sink.begin(index)?;
-        let mut runner = Runner { plan, inputs, step, index, sink, progress, bad: false, lost: Lost::default() };
-        let (norms, bad) = runner.run()?;
-        report.norms[index] = norms;
-        if let Some(name) = bad.first().filter(|_| !allow_non_finite) {
-            return Err(runner.non_finite(name)?);
-        }
-        report.non_finite.extend(bad);
-        let lost = runner.lost;
-        if lost != Lost::default() {
-            let output = plan.outputs.iter().find(|output| output.step == index);
-            report.lost.extend(output.map(|output| (output.spec.name.clone(), lost)));
-        }
-        sink.end()?;
+    while let Some(file) = writer.current() {
+        let done = shared.compute(file, options.threads(), progress)?;
+        let crcs = shared.gather(file, done, &mut report)?;
+        writer.next_file(&crcs)?;
     }
     Ok(report)
 }
 
-/// One step being run.
-struct Runner<'r> {
-    plan: &'r Plan,
-    inputs: &'r [StateDict<'r>],
-    step: &'r Step,
-    index: usize,
-    sink: &'r mut dyn Sink,
-    progress: &'r mut dyn Progress,
-    /// Whether the bytes written hold a NaN or infinity.
-    bad: bool,
-    /// What the cast could not hold.
-    lost: Lost,
+/// Tells the supervisor when a thread is done, however it ends.
+struct SignOff<'s> {
+    running: &'s AtomicUsize,
+    supervisor: &'s Thread,
 }
 
-impl<'r> Runner<'r> {
-    fn read(&self, tensor: TensorRef) -> Result<TensorData<'r>> {
-        self.inputs[tensor.input].tensor(tensor.tensor)
+impl Drop for SignOff<'_> {
+    fn drop(&mut self) {
+        self.running.fetch_sub(1, Ordering::Release);
+        self.supervisor.unpark();
     }
+}
 
-    fn source(&self) -> Result<TensorData<'r>> {
-        match self.step.source {
-            Source::Tensor(tensor) => self.read(tensor),
-            Source::Run { tensor, first } => {
-                self.inputs[tensor.input].storage_run(tensor.tensor, first, self.step.numel)
+impl Shared<'_> {
+    /// Computes and writes the data of one file; returns what was found in each unit, in order.
+    fn compute<'s>(&'s self, file: &'s OpenFile, threads: usize, progress: &mut dyn Progress) -> Result<Vec<Done<'s>>> {
+        let units = units::cut(self.plan, self.inputs, file.steps());
+        let next = AtomicUsize::new(0);
+        let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
+        let count = threads.min(units.len());
+        let running = AtomicUsize::new(count);
+        let supervisor = std::thread::current();
+        let work = || {
+            let _sign_off = SignOff { running: &running, supervisor: &supervisor };
+            let mut worker = Worker::new(self, file);
+            while !self.stop.load(Ordering::Relaxed) {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                let Some(unit) = units.get(number) else { break };
+                if let Err(error) = worker.run(number, unit) {
+                    self.stop.store(true, Ordering::Relaxed);
+                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                    // Units are taken in order, so that all before this one are done or will be: the first error is always
+                    // the same one.
+                    if failed.as_ref().is_none_or(|(first, _)| number < *first) {
+                        *failed = Some((number, error));
+                    }
+                }
             }
-        }
-    }
-
-    /// Runs the step; returns its norms and the outputs that hold NaN or infinity.
-    fn run(&mut self) -> Result<(Option<Norms>, Vec<String>)> {
-        let source = self.source()?;
-        let terms = self.step.terms.iter().map(|term| Ok((term.lambda, self.read(term.source)?)));
-        let terms = terms.collect::<Result<Vec<_>>>()?;
-        let wide = source.dtype() == DType::F64 || terms.iter().any(|(_, data)| data.dtype() == DType::F64);
-        let norms = match (terms.is_empty() && source.dtype() == self.step.dtype, wide) {
-            (true, _) => self.copy(&source).map(|()| Norms::default())?,
-            (false, true) => self.compute::<f64>(&source, &terms)?,
-            (false, false) => self.compute::<f32>(&source, &terms)?,
+            worker.done
         };
-        Ok(((!terms.is_empty()).then_some(norms), self.non_finite_outputs(&source)?))
-    }
-
-    /// The names of the outputs that hold NaN or infinity. A run of a storage may hold bytes that belong to none of its
-    /// tensors, so that there each tensor is looked at by itself.
-    fn non_finite_outputs(&self, source: &TensorData<'_>) -> Result<Vec<String>> {
-        let outputs = self.plan.outputs.iter().filter(|output| self.bad && output.step == self.index);
-        let Source::Run { tensor, .. } = self.step.source else {
-            return Ok(outputs.map(|output| output.spec.name.clone()).collect());
-        };
-        let mut names = Vec::new();
-        for output in outputs {
-            let view = source.reshaped(&output.spec.shape, &output.strides, output.offset).map_err(|problem| {
-                let path = self.inputs[tensor.input].checkpoint().path().to_owned();
-                Error::Tensor { path, tensor: output.spec.name.clone(), problem: TensorProblem::View(problem) }
-            })?;
-            let mut bad = false;
-            view.for_each_piece(&mut Vec::new(), |bytes| {
-                bad |= kernels::becomes_non_finite(view.dtype(), bytes, self.step.dtype);
-            });
-            names.extend(bad.then(|| output.spec.name.clone()));
-        }
-        Ok(names)
-    }
-
-    fn copy(&mut self, source: &TensorData<'_>) -> Result<()> {
-        let view = source.view();
-        let mut buffer = Vec::new();
-        let mut result = Ok(());
-        view.for_each_piece(&mut buffer, |bytes| {
-            if result.is_ok() {
-                result = self.write(bytes);
+        let mut done: Vec<Done<'_>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+            // This thread only watches, so that it is heard of even while all others wait for the disk.
+            while running.load(Ordering::Acquire) > 0 {
+                std::thread::park_timeout(TICK);
+                progress.advance(self.written.swap(0, Ordering::Relaxed));
+                if progress.cancelled() {
+                    self.stop.store(true, Ordering::Relaxed);
+                }
             }
+            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
         });
-        result
-    }
-
-    fn compute<T: Real>(&mut self, source: &TensorData<'_>, terms: &[(f64, TensorData<'_>)]) -> Result<Norms> {
-        let view = source.view();
-        let terms: Vec<_> = terms.iter().map(|(lambda, data)| (T::lambda(*lambda), data.view())).collect();
-        let (mut raw, mut sum, mut values, mut change, mut out) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut norms = Norms::default();
-        let mut first = 0;
-        while first < view.numel() {
-            let count = PIECE.min(view.numel() - first);
-            let mut load = |view: &TensorView<'_>, into: &mut Vec<T>| {
-                into.clear();
-                let size = view.dtype().size();
-                if let Some(bytes) = view.as_bytes() {
-                    T::load(view.dtype(), &bytes[first * size..(first + count) * size], into);
-                } else {
-                    raw.resize(count * size, 0);
-                    view.read(first, &mut raw);
-                    T::load(view.dtype(), &raw, into);
-                }
-            };
-            load(&view, &mut sum);
-            if !terms.is_empty() {
-                norms.source += kernels::sum_of_squares(&sum);
-                change.clear();
-                change.resize(count, T::default());
-                for (lambda, term) in &terms {
-                    load(term, &mut values);
-                    kernels::add_scaled(&mut sum, &mut change, *lambda, &values);
-                }
-                norms.change += kernels::sum_of_squares(&change);
-            }
-            out.clear();
-            T::store(self.step.dtype, &sum, &mut out);
-            if self.step.dtype != view.dtype() {
-                let (overflow, underflow) = kernels::count_lost(&sum, self.step.dtype, &out);
-                self.lost.overflow += overflow;
-                self.lost.underflow += underflow;
-            }
-            self.write(&out)?;
-            first += count;
+        progress.advance(self.written.swap(0, Ordering::Relaxed));
+        if let Some((_, error)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
         }
-        Ok(norms)
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        if self.progress.cancelled() {
+        if progress.cancelled() || self.stop.load(Ordering::Relaxed) {
             return Err(Error::Cancelled);
         }
-        self.bad = self.bad || kernels::has_non_finite(self.step.dtype, bytes);
-        self.sink.write(bytes)?;
-        self.progress.advance(bytes.len() as u64);
-        Ok(())
+        done.sort_by_key(|done| done.unit);
+        Ok(done)
     }
 
-    /// The error that says which input a value of the output `name` that is not finite comes from.
-    fn non_finite(&self, name: &str) -> Result<Error> {
-        let tensor = name.to_owned();
-        let from = |input: usize, source: &str| {
-            let (path, tensor) = (self.inputs[input].checkpoint().path().to_owned(), tensor.clone());
-            Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Input { path, tensor: source.to_owned() } })
-        };
-        let holds = |view: &TensorView<'_>| {
-            let mut bad = false;
-            view.for_each_piece(&mut Vec::new(), |bytes| bad |= kernels::has_non_finite(view.dtype(), bytes));
-            bad
-        };
-        if let Source::Run { tensor: source, .. } = self.step.source {
-            let data = self.source()?;
-            let output = self.plan.outputs.iter().find(|output| output.step == self.index && output.spec.name == name);
-            let view = output.and_then(|o| data.reshaped(&o.spec.shape, &o.strides, o.offset).ok());
-            if view.is_some_and(|view| holds(&view)) {
-                return from(source.input, name);
+    /// Puts together what was found in the units of a file, and writes what follows the data of steps that were cut. Returns the
+    /// checksums of the steps, in order.
+    fn gather(&self, file: &OpenFile, done: Vec<Done<'_>>, report: &mut RunReport) -> Result<Vec<u32>> {
+        let mut crcs = Vec::with_capacity(file.steps().len());
+        let mut done = done.into_iter().peekable();
+        while let Some(mut whole) = done.next() {
+            while let Some(part) = done.next_if(|part| part.place == whole.place) {
+                whole.join(part);
             }
-        } else {
-            let sources = std::iter::once(self.step.source.tensor()).chain(self.step.terms.iter().map(|t| t.source));
-            for source in sources {
-                if holds(&self.read(source)?.view()) {
-                    return from(source.input, &self.inputs[source.input].specs()[source.tensor].name);
+            let (step, place) = (file.steps()[whole.place], whole.place);
+            let outputs = || self.plan.outputs.iter().filter(move |output| output.step == step);
+            let crc = whole.crc.map(Hasher::finalize).unwrap_or_default();
+            if whole.cut {
+                for (unchecked, crc) in whole.sources {
+                    unchecked.settle(crc.finalize())?;
+                }
+                let tail = file.tail(place, crc);
+                if !tail.is_empty() {
+                    file.write_at(file.begin(place) + self.plan.steps[step].bytes(), &tail)?;
                 }
             }
+            if !self.plan.steps[step].terms.is_empty() {
+                report.norms[step] = Some(whole.norms);
+            }
+            if whole.bad {
+                report.non_finite.extend(self.non_finite_outputs(step)?);
+            }
+            if whole.lost != Lost::default() {
+                report.lost.extend(outputs().next().map(|output| (output.spec.name.clone(), whole.lost)));
+            }
+            crcs.push(crc);
         }
-        Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Overflow { dtype: self.step.dtype } })
+        Ok(crcs)
     }
 }

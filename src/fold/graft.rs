@@ -126,7 +126,7 @@ impl<'i> PlannedGraft<'i> {
     pub fn run(&self, progress: &mut dyn Progress) -> Result<GraftReport> {
         let started = Instant::now();
         let inputs = [self.dict.clone()];
-        stream(self.layout.clone().create()?, &self.plan, &inputs, self.inputs.request.allow_non_finite, progress)?;
+        stream(self.layout.clone().create()?, &self.plan, &inputs, &self.inputs.request.run, progress)?;
         let file_bytes = self.files().iter().map(|(_, bytes)| bytes).sum();
         Ok(GraftReport { file_bytes, elapsed: started.elapsed() })
     }

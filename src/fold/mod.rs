@@ -326,7 +326,7 @@ impl<'i> PlannedFold<'i> {
         };
         let inputs: Vec<StateDict<'_>> =
             std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
-        let run = stream(writer, &self.plan, &inputs, request.allow_non_finite, progress)?;
+        let run = stream(writer, &self.plan, &inputs, &request.run, progress)?;
         if let Some(sidecar) = sidecar {
             sidecar
                 .publish()

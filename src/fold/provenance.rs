@@ -103,7 +103,7 @@ impl PlannedFold<'_> {
                     DepthMismatch::First => "first",
                 },
                 "dtype": request.dtype.map(DType::name),
-                "allow_non_finite": request.allow_non_finite,
+                "allow_non_finite": request.run.allow_non_finite,
             },
             "lambdas": lambdas,
         })

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::FoldInputs;
 use crate::checkpoint::{Checkpoint, RootChoice};
+use crate::engine::RunOptions;
 use crate::error::{Error, OutputProblem, Result};
 use crate::naming::{LayerKind, Selector};
 use crate::plan::{BiasMode, BlockSet, DepthMismatch, LambdaSpec};
@@ -61,8 +62,8 @@ pub struct FoldRequest {
     pub depth_mismatch: DepthMismatch,
     /// The type that the output's floating-point tensors are cast to after the fold.
     pub dtype: Option<DType>,
-    /// Whether NaN and infinity may be in the result.
-    pub allow_non_finite: bool,
+    /// How it is run: on how many threads, how fast, and whether NaN and infinity are allowed.
+    pub run: RunOptions,
     /// The file to write; with `shard_bytes`, where shards go.
     pub output: PathBuf,
     /// Its format.
@@ -115,7 +116,7 @@ impl FoldRequest {
             bias: BiasMode::Keep,
             depth_mismatch: DepthMismatch::Error,
             dtype: None,
-            allow_non_finite: false,
+            run: RunOptions::default(),
             output: output.into(),
             format,
             shard_bytes: None,
@@ -138,6 +139,7 @@ impl FoldRequest {
             path: self.output.clone(),
             format: self.format,
             replace: self.force,
+            sync: !self.run.no_sync,
             shard_bytes: self.shard_bytes,
             root: self.wrap.clone(),
         }

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use regex::Regex;
-
+use super::lazy::LazyRegex;
 use super::mapping::MapProblem;
 use super::rules::{Leave, LeaveRow, MapRow, Rule, in_module};
 use super::template::Template;
@@ -108,16 +107,16 @@ struct EvidenceRow {
 }
 
 struct Evidence {
-    key: Regex,
+    key: LazyRegex,
     shape: Option<Vec<usize>>,
     oblong_grid: bool,
     because: String,
 }
 
 impl Evidence {
-    fn new(row: &EvidenceRow) -> Result<Evidence, String> {
-        let key = Regex::new(&row.key).map_err(|error| error.to_string())?;
-        Ok(Evidence { key, shape: row.shape.clone(), oblong_grid: row.oblong_grid, because: row.because.clone() })
+    fn new(row: &EvidenceRow) -> Evidence {
+        let EvidenceRow { key, shape, oblong_grid, because } = row;
+        Evidence { key: LazyRegex::new(key), shape: shape.clone(), oblong_grid: *oblong_grid, because: because.clone() }
     }
 
     fn holds(&self, spec: &TensorSpec) -> bool {
@@ -209,7 +208,7 @@ impl Family {
             title: table.title.clone(),
             anchor: Template::new(&anchor_text, false).map_err(wrong)?,
             anchor_text,
-            evidence: table.evidence.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong)?,
+            evidence: table.evidence.iter().map(Evidence::new).collect(),
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
             class_position: from().any(|t| t.class_position),
             sinusoid_positions: from().any(|t| t.sinusoid_positions),
@@ -219,8 +218,8 @@ impl Family {
                 .map(|row| Rule::new(&row.in_module(module)))
                 .collect::<Result<_, _>>()
                 .map_err(wrong)?,
-            drop: from().flat_map(|t| &t.drop).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
-            refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect::<Result<_, _>>().map_err(wrong)?,
+            drop: from().flat_map(|t| &t.drop).map(Leave::new).collect(),
+            refuse: from().flat_map(|t| &t.refuse).map(Leave::new).collect(),
         })
     }
 
@@ -230,7 +229,21 @@ impl Family {
     /// A sentence that says what is wrong with it, and where.
     pub fn parse(text: &str) -> Result<Family, String> {
         let table = toml::from_str(text).map_err(|error| error.to_string())?;
-        Family::new(&table, &tables()?)
+        let family = Family::new(&table, &tables()?)?;
+        family.check().map_err(|error| format!("{}: {error}", family.name))?;
+        Ok(family)
+    }
+
+    /// Compiles all expressions of the table.
+    ///
+    /// # Errors
+    /// What is wrong with one of them.
+    fn check(&self) -> Result<(), String> {
+        self.anchor.check()?;
+        let names = self.drop.iter().chain(&self.refuse).map(|leave| &leave.name);
+        let mut all = self.evidence.iter().map(|evidence| &evidence.key).chain(names);
+        all.try_for_each(|regex| regex.get().map(drop))?;
+        self.rules.iter().try_for_each(Rule::check)
     }
 
     /// Every family known, in the order in which they are tried.
@@ -318,6 +331,13 @@ impl Family {
 mod tests {
     use super::*;
     use crate::tensor::DType;
+
+    #[test]
+    fn all_expressions_of_all_tables_compile() {
+        for family in Family::all() {
+            assert_eq!(family.check(), Ok(()), "{}", family.name());
+        }
+    }
 
     fn specs(names: &[(&str, &[usize])]) -> Vec<TensorSpec> {
         names

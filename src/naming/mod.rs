@@ -7,6 +7,7 @@
 mod architecture;
 mod family;
 mod layers;
+mod lazy;
 mod mapping;
 mod rules;
 mod selector;

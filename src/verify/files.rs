@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
 use crate::error::Result;
 use crate::plan::{Output, Plan, Source, Step, TensorRef};
 use crate::tensor::{DType, TensorSpec, contiguous_strides, decode_f64};
-use crate::write::{Destination, Format, Layout, ScratchFile, Sink as _};
+use crate::write::{Destination, Format, Layout, ScratchFile};
 
 /// The name of the array of logits.
 const LOGITS: &str = "logits";
@@ -189,11 +189,12 @@ impl SavedLogits<'_> {
         let layout = Layout::new(Destination::file(path, Format::Safetensors, replace), &plan, &metadata)
             .map_err(|problem| crate::Error::Layout { path: path.to_owned(), problem })?;
         let mut writer = layout.create()?;
-        for step in writer.order().to_vec() {
-            writer.begin(step)?;
-            writer.write(tensors[step].3)?;
-            writer.end()?;
+        if let Some(file) = writer.current() {
+            for (place, &step) in file.steps().iter().enumerate() {
+                file.write_at(file.begin(place), tensors[step].3)?;
+            }
         }
+        writer.next_file(&[])?;
         Ok(writer.publish()?)
     }
 }

@@ -18,6 +18,8 @@ pub(crate) struct Destination {
     pub(crate) format: Format,
     /// Whether files that are there already are replaced.
     pub(crate) replace: bool,
+    /// Whether files are made durable before they get their names.
+    pub(crate) sync: bool,
     /// The most bytes of tensors in one file, as far as tensors fit; `None` for one file whatever its size.
     pub(crate) shard_bytes: Option<u64>,
     /// The keys that tensors go under in a .pth file, joined by dots; empty for none.
@@ -32,7 +34,7 @@ impl Destination {
     /// One file.
     #[cfg(feature = "verify")]
     pub(crate) fn file(path: &Path, format: Format, replace: bool) -> Destination {
-        Destination { path: path.to_owned(), format, replace, shard_bytes: None, root: String::new() }
+        Destination { path: path.to_owned(), format, replace, sync: true, shard_bytes: None, root: String::new() }
     }
 
     /// The folder that holds the files under the names of transformers, if the path is no name of a file.

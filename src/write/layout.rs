@@ -1,5 +1,6 @@
 //! Layouts: what each file of an output will hold, every offset known.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::Destination;
@@ -73,7 +74,8 @@ impl FileLayout {
         }
     }
 
-    fn bytes(&self) -> u64 {
+    /// The size of the file.
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             FileLayout::Pth(layout) => layout.file_bytes(),
             FileLayout::Safetensors(layout) => layout.file_bytes(),
@@ -86,6 +88,43 @@ impl FileLayout {
             FileLayout::Safetensors(layout) => layout.order(),
         }
     }
+
+    /// All that comes before the data of the first step.
+    pub(super) fn front(&self) -> Cow<'_, [u8]> {
+        match self {
+            FileLayout::Pth(layout) => layout.front().into(),
+            FileLayout::Safetensors(layout) => layout.front().into(),
+        }
+    }
+
+    /// Where the data of the step at that place of the file's order begins.
+    pub(super) fn begin(&self, place: usize) -> u64 {
+        match self {
+            FileLayout::Pth(layout) => layout.begin(place),
+            FileLayout::Safetensors(layout) => layout.begin(place),
+        }
+    }
+
+    /// Whether the file holds checksums of the steps' data.
+    pub(super) fn has_checksums(&self) -> bool {
+        matches!(self, FileLayout::Pth(_))
+    }
+
+    /// What stands between the data of the step at that place, which has this checksum, and the data that follows.
+    pub(super) fn tail(&self, place: usize, crc: u32) -> Vec<u8> {
+        match self {
+            FileLayout::Pth(layout) => layout.tail(place, crc),
+            FileLayout::Safetensors(_) => Vec::new(),
+        }
+    }
+
+    /// All that follows the last of these, and where it begins; `crcs` are the checksums of the steps, in the file's order.
+    pub(super) fn end(&self, crcs: &[u32]) -> (u64, Vec<u8>) {
+        match self {
+            FileLayout::Pth(layout) => layout.end(crcs),
+            FileLayout::Safetensors(layout) => (layout.file_bytes(), Vec::new()),
+        }
+    }
 }
 
 /// A file of an output to be.
@@ -93,8 +132,8 @@ impl FileLayout {
 pub(super) struct FileToBe {
     pub(super) path: PathBuf,
     pub(super) layout: FileLayout,
-    /// How many steps of the plan it holds.
-    pub(super) steps: usize,
+    /// The steps of the plan that it holds, in the order in which they lie in it.
+    pub(super) steps: Vec<usize>,
 }
 
 /// The layout of an output: one file, or shards and their index.
@@ -104,8 +143,6 @@ pub(crate) struct Layout {
     pub(super) files: Vec<FileToBe>,
     /// The index of the shards, with its content.
     pub(super) index: Option<(PathBuf, Vec<u8>)>,
-    /// The steps of the plan in the order in which they are written.
-    pub(super) order: Vec<usize>,
 }
 
 impl Layout {
@@ -126,24 +163,20 @@ impl Layout {
         }
         if shards.len() < 2 {
             let layout = FileLayout::new(format, plan, metadata, &root)?;
-            let order = layout.order().to_vec();
-            let files = vec![FileToBe { path: destination.main_file(), layout, steps: order.len() }];
-            return Ok(Layout { destination, files, index: None, order });
+            let steps = layout.order().to_vec();
+            let files = vec![FileToBe { path: destination.main_file(), layout, steps }];
+            return Ok(Layout { destination, files, index: None });
         }
-        let (mut files, mut order) = (Vec::with_capacity(shards.len()), Vec::with_capacity(plan.steps.len()));
+        let mut files = Vec::with_capacity(shards.len());
         for (number, shard) in shards.iter().enumerate() {
             let layout = FileLayout::new(format, &shard.plan, metadata, &root)?;
-            order.extend(layout.order().iter().map(|&step| shard.steps[step]));
-            files.push(FileToBe {
-                path: destination.shard(number + 1, shards.len()),
-                layout,
-                steps: shard.steps.len(),
-            });
+            let steps = layout.order().iter().map(|&step| shard.steps[step]).collect();
+            files.push(FileToBe { path: destination.shard(number + 1, shards.len()), layout, steps });
         }
         let name = |file: &FileToBe| file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let names: Vec<String> = files.iter().map(name).collect();
         let index = Some((destination.index(), shards::index(&shards, &names)));
-        Ok(Layout { destination, files, index, order })
+        Ok(Layout { destination, files, index })
     }
 
     /// The files that will be there, with their sizes in bytes, in the order in which they appear.

@@ -11,38 +11,13 @@ mod writer;
 
 use std::path::Path;
 
-use crate::error::Result;
 use crate::plan::Sharing;
 
 pub(crate) use destination::{Destination, left_notes};
 pub(crate) use layout::Layout;
 pub use layout::LayoutProblem;
 pub(crate) use scratch::{ScratchFile, check_target};
-pub(crate) use writer::Writer;
-
-/// Where the engine puts the bytes that it computes.
-pub(crate) trait Sink {
-    /// The steps of the plan in the order in which they are to be written.
-    fn order(&self) -> &[usize];
-
-    /// The bytes of that step follow.
-    ///
-    /// # Errors
-    /// [`crate::Error::Io`]; [`crate::Error::Output`] if a file that begins here cannot be put where it should go.
-    fn begin(&mut self, step: usize) -> Result<()>;
-
-    /// The next bytes of the current step: contiguous little-endian elements.
-    ///
-    /// # Errors
-    /// [`crate::Error::Io`].
-    fn write(&mut self, bytes: &[u8]) -> Result<()>;
-
-    /// The current step is complete.
-    ///
-    /// # Errors
-    /// [`crate::Error::Io`].
-    fn end(&mut self) -> Result<()>;
-}
+pub(crate) use writer::{OpenFile, Writer};
 
 /// The kinds of file that are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -15,10 +15,6 @@
 //! and checksum follow the data in a descriptor, as in miniz, which PyTorch writes with; the offsets are those that
 //! `torch.load` computes when `calculate_storage_offsets` is set.
 
-use crc32fast::Hasher;
-
-use super::ScratchFile;
-use crate::error::Result;
 use crate::pickle::Emitter;
 use crate::plan::Plan;
 
@@ -191,6 +187,46 @@ impl PthLayout {
         &self.order
     }
 
+    /// Where the data of the step at that place of the order begins.
+    pub(super) fn begin(&self, place: usize) -> u64 {
+        self.entries[FRONT + place].data
+    }
+
+    /// All that comes before the data of the first step.
+    pub(super) fn front(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let texts = NOTES.iter().map(|(_, text)| text.as_bytes());
+        for (entry, data) in self.entries.iter().zip(std::iter::once(self.pickle.as_slice()).chain(texts)) {
+            out.extend(entry.local_header());
+            out.extend(data);
+            out.extend(entry.descriptor(crc32fast::hash(data)));
+        }
+        out.extend(self.entries[FRONT].local_header());
+        out
+    }
+
+    /// What stands between the data of the step at that place, which has this checksum, and the data that follows.
+    pub(super) fn tail(&self, place: usize, crc: u32) -> Vec<u8> {
+        let mut out = self.entries[FRONT + place].descriptor(crc);
+        out.extend(self.entries[FRONT + place + 1].local_header());
+        out
+    }
+
+    /// All that follows the tail of the last step, and where it begins; `crcs` are the checksums of the steps, in order.
+    pub(super) fn end(&self, crcs: &[u32]) -> (u64, Vec<u8>) {
+        let version = crc32fast::hash(VERSION.as_bytes());
+        let last = &self.entries[FRONT + crcs.len()];
+        let mut out = VERSION.as_bytes().to_vec();
+        out.extend(last.descriptor(version));
+        let texts = NOTES.iter().map(|(_, text)| crc32fast::hash(text.as_bytes()));
+        let front = std::iter::once(crc32fast::hash(&self.pickle)).chain(texts);
+        for (entry, crc) in self.entries.iter().zip(front.chain(crcs.iter().copied()).chain([version])) {
+            out.extend(entry.central_record(crc));
+        }
+        out.extend(self.end_records());
+        (last.data, out)
+    }
+
     /// The size of the file, in bytes.
     #[must_use]
     pub(super) fn file_bytes(&self) -> u64 {
@@ -229,6 +265,8 @@ impl PthLayout {
 
 const NOTES: &[(&str, &str)] = &[(".format_version", "1"), (".storage_alignment", "64"), ("byteorder", "little")];
 const VERSION: &str = "3\n";
+/// Entries before that of the first step.
+const FRONT: usize = 1 + NOTES.len();
 
 /// The object tree: an `OrderedDict` of dense tensors on the CPU, in one dictionary for each key of `root`.
 fn pickle(plan: &Plan, root: &[&str]) -> Vec<u8> {
@@ -276,63 +314,6 @@ fn pickle(plan: &Plan, root: &[&str]) -> Vec<u8> {
         out.set_item();
     }
     out.stop()
-}
-
-/// A .pth file being written.
-#[derive(Debug)]
-pub(super) struct PthSink {
-    file: ScratchFile,
-    layout: PthLayout,
-    crc: Hasher,
-    crcs: Vec<u32>,
-}
-
-impl PthSink {
-    pub(super) fn new(file: ScratchFile, layout: PthLayout) -> Result<PthSink> {
-        let mut sink = PthSink { file, layout, crc: Hasher::new(), crcs: Vec::new() };
-        let pickle = std::mem::take(&mut sink.layout.pickle);
-        sink.entry(&pickle)?;
-        for (_, text) in NOTES {
-            sink.entry(text.as_bytes())?;
-        }
-        Ok(sink)
-    }
-
-    /// Writes the next entry whole.
-    fn entry(&mut self, data: &[u8]) -> Result<()> {
-        self.open()?;
-        self.write(data)?;
-        self.end()
-    }
-
-    /// Begins the next entry: after the front, that is the next step's.
-    pub(super) fn open(&mut self) -> Result<()> {
-        let header = self.layout.entries[self.crcs.len()].local_header();
-        self.crc = Hasher::new();
-        self.file.write(&header)
-    }
-
-    pub(super) fn finish(mut self) -> Result<ScratchFile> {
-        self.entry(VERSION.as_bytes())?;
-        for (entry, &crc) in self.layout.entries.iter().zip(&self.crcs) {
-            self.file.write(&entry.central_record(crc))?;
-        }
-        self.file.write(&self.layout.end_records())?;
-        Ok(self.file)
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.crc.update(bytes);
-        self.file.write(bytes)
-    }
-
-    /// The current entry is complete.
-    pub(super) fn end(&mut self) -> Result<()> {
-        let crc = self.crc.clone().finalize();
-        let descriptor = self.layout.entries[self.crcs.len()].descriptor(crc);
-        self.crcs.push(crc);
-        self.file.write(&descriptor)
-    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@
 //! among equals is the plan's), so that every tensor is aligned to its element size, as readers of the format expect.
 //! The header is padded with spaces to a multiple of eight bytes.
 
-use super::{LayoutProblem, ScratchFile};
-use crate::error::Result;
+use super::LayoutProblem;
 use crate::plan::Plan;
 
 /// The layout of a .safetensors file: the header is made, and every offset is known.
@@ -13,6 +12,8 @@ use crate::plan::Plan;
 pub(super) struct SafetensorsLayout {
     header: Vec<u8>,
     order: Vec<usize>,
+    /// Where the data of each step begins, after the header, in that order.
+    begins: Vec<u64>,
     data_bytes: u64,
 }
 
@@ -48,7 +49,18 @@ impl SafetensorsLayout {
         json.resize(json.len().next_multiple_of(8), b' ');
         let mut header = (json.len() as u64).to_le_bytes().to_vec();
         header.extend(json);
-        Ok(SafetensorsLayout { header, order, data_bytes })
+        let begins = order.iter().map(|&step| begin[step]).collect();
+        Ok(SafetensorsLayout { header, order, begins, data_bytes })
+    }
+
+    /// All that comes before the data.
+    pub(super) fn front(&self) -> &[u8] {
+        &self.header
+    }
+
+    /// Where the data of the step at that place of the order begins.
+    pub(super) fn begin(&self, place: usize) -> u64 {
+        self.header.len() as u64 + self.begins[place]
     }
 
     /// The steps of the plan in the order in which they are to be written.
@@ -60,26 +72,5 @@ impl SafetensorsLayout {
     #[must_use]
     pub(super) fn file_bytes(&self) -> u64 {
         self.header.len() as u64 + self.data_bytes
-    }
-}
-
-/// A .safetensors file being written: all that follows the header is the data, without a gap.
-#[derive(Debug)]
-pub(super) struct SafetensorsSink {
-    file: ScratchFile,
-}
-
-impl SafetensorsSink {
-    pub(super) fn new(mut file: ScratchFile, layout: &SafetensorsLayout) -> Result<SafetensorsSink> {
-        file.write(&layout.header)?;
-        Ok(SafetensorsSink { file })
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write(bytes)
-    }
-
-    pub(super) fn finish(self) -> ScratchFile {
-        self.file
     }
 }

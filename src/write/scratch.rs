@@ -21,6 +21,7 @@ pub(crate) struct ScratchFile {
     _watch: Option<Watch>,
     target: PathBuf,
     replace: bool,
+    sync: bool,
 }
 
 /// Checks that a file can be published at `path`: its folder exists, and it is no folder or device; that nothing is there
@@ -137,10 +138,16 @@ impl ScratchFile {
             let watch = watch_scratch(&scratch);
             let mode = existing.map(|metadata| fs::set_permissions(&scratch, metadata.permissions()));
             let file = Some(BufWriter::with_capacity(BUFFER, file));
-            let created = ScratchFile { file, scratch: Some(scratch), _watch: watch, target, replace };
+            let created = ScratchFile { file, scratch: Some(scratch), _watch: watch, target, replace, sync: true };
             mode.transpose().map_err(|source| created.error("set the mode of", source))?;
             return Ok(created);
         }
+    }
+
+    /// Whether the file, and the name that it gets, are made durable; they are unless this says otherwise.
+    pub(super) fn synced(mut self, sync: bool) -> ScratchFile {
+        self.sync = sync;
+        self
     }
 
     fn error(&self, action: &'static str, source: io::Error) -> Error {
@@ -158,6 +165,32 @@ impl ScratchFile {
         }
     }
 
+    /// Takes the room on the disk that a file of that size needs, so that a full disk is noticed before anything is computed;
+    /// where the system cannot do that, nothing happens.
+    ///
+    /// # Errors
+    /// [`Error::NoRoom`]; [`Error::Io`].
+    pub(super) fn reserve(&self, bytes: u64) -> Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        match reserve(file.get_ref(), bytes) {
+            Err(source) if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                Err(Error::NoRoom { path: self.target.clone(), bytes, source })
+            }
+            other => other.map_err(|source| self.error("write", source)),
+        }
+    }
+
+    /// Writes bytes at a place of the file, from any thread. Not to be mixed with [`ScratchFile::write`].
+    ///
+    /// # Errors
+    /// As [`ScratchFile::write`].
+    pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        match &self.file {
+            Some(file) => write_all_at(file.get_ref(), bytes, at).map_err(|source| self.error("write", source)),
+            None => Ok(()),
+        }
+    }
+
     /// Makes what was written durable; nothing can be written afterwards.
     ///
     /// # Errors
@@ -165,7 +198,9 @@ impl ScratchFile {
     pub(crate) fn complete(&mut self) -> Result<()> {
         if let Some(file) = self.file.take() {
             let file = file.into_inner().map_err(|error| self.error("write", error.into_error()))?;
-            file.sync_all().map_err(|source| self.error("write", source))?;
+            if self.sync {
+                file.sync_all().map_err(|source| self.error("write", source))?;
+            }
         }
         Ok(())
     }
@@ -208,7 +243,7 @@ impl ScratchFile {
         // The renaming itself is made durable by syncing the folder, where that may be opened: a folder that can be
         // written but not read is no reason to fail.
         #[cfg(unix)]
-        let folder = File::open(folder_of(&self.target)).ok();
+        let folder = if self.sync { File::open(folder_of(&self.target)).ok() } else { None };
         let Some(scratch) = self.scratch.clone() else { return Ok(()) };
         if self.replace {
             fs::rename(&scratch, &self.target).map_err(|source| self.error("replace", source))?;
@@ -235,6 +270,57 @@ impl ScratchFile {
         }
         Ok(())
     }
+}
+
+#[cfg(target_os = "linux")]
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    use rustix::fs::{FallocateFlags, fallocate};
+    use rustix::io::Errno;
+    loop {
+        match fallocate(file, FallocateFlags::empty(), 0, bytes) {
+            Err(Errno::INTR) => {}
+            // Not every file system can.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(()),
+            other => return Ok(other?),
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn reserve(_: &File, _: u64) -> io::Result<()> {
+    Ok(())
+}
+
+/// Checks that `bytes` more bytes have room where the file `path` is to be, as far as the system tells.
+///
+/// # Errors
+/// [`Error::NoRoom`].
+pub(super) fn check_room(path: &Path, bytes: u64) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    if let Ok(system) = rustix::fs::statvfs(folder_of(path))
+        && system.f_bavail.saturating_mul(system.f_frsize) < bytes
+    {
+        return Err(Error::NoRoom { path: path.to_owned(), bytes, source: ErrorKind::StorageFull.into() });
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, at)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, mut bytes: &[u8], mut at: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match std::os::windows::fs::FileExt::seek_write(file, bytes, at) {
+            Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            Ok(written) => (bytes, at) = (&bytes[written..], at + written as u64),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 impl Drop for ScratchFile {

@@ -2,64 +2,97 @@
 
 use std::vec::IntoIter;
 
+use super::ScratchFile;
 use super::layout::{FileLayout, FileToBe, Layout};
-use super::pth::PthSink;
 use super::publish::{MadeFolder, publish};
-use super::safetensors::SafetensorsSink;
-use super::{ScratchFile, Sink};
+use super::scratch::check_room;
 use crate::error::Result;
 
-/// A file being written.
+/// A file being written: every place in it is known, and the data of its steps may come in any order, from any thread.
 #[derive(Debug)]
-enum FileSink {
-    Pth(PthSink),
-    Safetensors(SafetensorsSink),
+pub(crate) struct OpenFile {
+    file: ScratchFile,
+    layout: FileLayout,
+    steps: Vec<usize>,
 }
 
-impl FileSink {
-    fn create(file: FileToBe, replace: bool) -> Result<FileSink> {
-        let scratch = ScratchFile::create(&file.path, replace)?;
-        match file.layout {
-            FileLayout::Pth(layout) => PthSink::new(scratch, layout).map(FileSink::Pth),
-            FileLayout::Safetensors(layout) => SafetensorsSink::new(scratch, &layout).map(FileSink::Safetensors),
-        }
+impl OpenFile {
+    /// Starts the file, and writes what comes before the data of the first step.
+    fn create(file: FileToBe, replace: bool, sync: bool) -> Result<OpenFile> {
+        let FileToBe { path, layout, steps } = file;
+        let file = ScratchFile::create(&path, replace)?.synced(sync);
+        file.reserve(layout.bytes())?;
+        file.write_at(0, &layout.front())?;
+        Ok(OpenFile { file, layout, steps })
     }
 
-    /// Writes what follows the last step.
-    fn finish(self) -> Result<ScratchFile> {
-        match self {
-            FileSink::Pth(sink) => sink.finish(),
-            FileSink::Safetensors(sink) => Ok(sink.finish()),
+    /// The steps of the plan that it holds, in the order in which they lie in it.
+    pub(crate) fn steps(&self) -> &[usize] {
+        &self.steps
+    }
+
+    /// Where the data of the step at that place of the order begins: contiguous little-endian elements.
+    pub(crate) fn begin(&self, place: usize) -> u64 {
+        self.layout.begin(place)
+    }
+
+    /// Whether the file holds checksums (CRC-32) of the steps' data.
+    pub(crate) fn has_checksums(&self) -> bool {
+        self.layout.has_checksums()
+    }
+
+    /// What has to be written right after the data of the step at that place, which has this checksum; it ends where the
+    /// data of the next step begins.
+    pub(crate) fn tail(&self, place: usize, crc: u32) -> Vec<u8> {
+        self.layout.tail(place, crc)
+    }
+
+    /// Writes bytes at a place of the file.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub(crate) fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_at(at, bytes)
+    }
+
+    /// Writes what follows the data of all steps, given their checksums in order.
+    fn finish(self, crcs: &[u32]) -> Result<ScratchFile> {
+        let (at, end) = self.layout.end(crcs);
+        if !end.is_empty() {
+            self.file.write_at(at, &end)?;
         }
+        Ok(self.file)
     }
 }
 
 /// An output being written. What is dropped unpublished leaves nothing behind.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    order: Vec<usize>,
     /// Files that are not begun.
     waiting: IntoIter<FileToBe>,
-    current: Option<FileSink>,
-    /// Steps of the current file that are not begun.
-    left: usize,
+    current: Option<OpenFile>,
     /// Files that are complete, and on the disk.
     done: Vec<ScratchFile>,
     /// The index, also complete.
     index: Option<ScratchFile>,
     replace: bool,
+    sync: bool,
     /// After the files, which are dropped first: a folder that was made for them goes if it is empty.
     folder: MadeFolder,
 }
 
 impl Writer {
     pub(super) fn new(layout: Layout) -> Result<Writer> {
-        let Layout { destination, files, index, order } = layout;
-        let replace = destination.replace;
+        let Layout { destination, files, index } = layout;
+        let (replace, sync) = (destination.replace, destination.sync);
         let folder = MadeFolder::make(destination.folder())?;
+        // One file takes its room when it is created; of several, all have to fit.
+        if files.len() > 1 {
+            check_room(&files[0].path, files.iter().map(|file| file.layout.bytes()).sum())?;
+        }
         let index = match index {
             Some((path, content)) => {
-                let mut file = ScratchFile::create(&path, replace)?;
+                let mut file = ScratchFile::create(&path, replace)?.synced(sync);
                 file.write(&content)?;
                 file.complete()?;
                 Some(file)
@@ -67,69 +100,46 @@ impl Writer {
             None => None,
         };
         let waiting = files.into_iter();
-        let mut writer = Writer { order, waiting, current: None, left: 0, done: Vec::new(), index, replace, folder };
+        let mut writer = Writer { waiting, current: None, done: Vec::new(), index, replace, sync, folder };
         // Now, so that a file that cannot be made is noticed before anything is computed.
-        writer.next_file()?;
+        writer.begin_next()?;
         Ok(writer)
     }
 
-    /// Completes the current file, and begins the next one.
-    fn next_file(&mut self) -> Result<()> {
+    /// The file to be written now; `None` when all are complete.
+    pub(crate) fn current(&self) -> Option<&OpenFile> {
+        self.current.as_ref()
+    }
+
+    /// All data of the current file is written: completes it, given the checksums of its steps in their order (nothing, if it
+    /// has none), and begins the next one.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`]; [`crate::Error::Output`] if the next one cannot be put where it should go.
+    pub(crate) fn next_file(&mut self, crcs: &[u32]) -> Result<()> {
         if let Some(current) = self.current.take() {
-            let mut file = current.finish()?;
+            let mut file = current.finish(crcs)?;
             // On the disk, and closed: there may be more shards than a process may have files open.
             file.complete()?;
             self.done.push(file);
         }
-        if let Some(next) = self.waiting.next() {
-            self.left = next.steps;
-            self.current = Some(FileSink::create(next, self.replace)?);
-        }
+        self.begin_next()
+    }
+
+    fn begin_next(&mut self) -> Result<()> {
+        self.current = self.waiting.next().map(|next| OpenFile::create(next, self.replace, self.sync)).transpose()?;
         Ok(())
     }
 
-    /// Completes all files, makes them durable and gives them their names, the index last.
+    /// Makes all files durable and gives them their names, the index last.
     ///
     /// # Errors
     /// [`crate::Error::Io`], [`crate::Error::Output`]; then no file has its name, and those that were replaced are back.
     /// [`crate::Error::NotRestored`] if they could not be put back.
     pub(crate) fn publish(mut self) -> Result<()> {
-        self.next_file()?;
         self.done.extend(self.index);
         publish(self.done)?;
         self.folder.keep();
         Ok(())
-    }
-}
-
-impl Sink for Writer {
-    fn order(&self) -> &[usize] {
-        &self.order
-    }
-
-    fn begin(&mut self, _: usize) -> Result<()> {
-        if self.left == 0 {
-            self.next_file()?;
-        }
-        self.left = self.left.saturating_sub(1);
-        match &mut self.current {
-            Some(FileSink::Pth(sink)) => sink.open(),
-            _ => Ok(()),
-        }
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        match &mut self.current {
-            Some(FileSink::Pth(sink)) => sink.write(bytes),
-            Some(FileSink::Safetensors(sink)) => sink.write(bytes),
-            None => Ok(()),
-        }
-    }
-
-    fn end(&mut self) -> Result<()> {
-        match &mut self.current {
-            Some(FileSink::Pth(sink)) => sink.end(),
-            _ => Ok(()),
-        }
     }
 }

@@ -73,7 +73,7 @@ static const char *name_of(int fd) { return fd >= 0 && fd < MOST && names[fd][0]
 static int number(const char *name) {
     static const struct { const char *name; int number; } known[] = {
         {"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EINTR", EINTR}, {"EXDEV", EXDEV}, {"EPERM", EPERM},
-        {"EACCES", EACCES}, {"EMLINK", EMLINK}, {"EDQUOT", EDQUOT},
+        {"EACCES", EACCES}, {"EMLINK", EMLINK}, {"EDQUOT", EDQUOT}, {"EOPNOTSUPP", EOPNOTSUPP},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strncmp(name, known[i].name, strlen(known[i].name))) return known[i].number;
@@ -220,6 +220,8 @@ int fallocate64(int fd, int mode, off64_t from, off64_t size) {
     if (!name) return REAL(fallocate64)(fd, mode, from, size);
     CALL("fallocate", name, REAL(fallocate64)(fd, mode, from, size));
 }
+
+int fallocate(int fd, int mode, off_t from, off_t size) { return fallocate64(fd, mode, from, size); }
 
 int fsync(int fd) {
     const char *name = name_of(fd);

@@ -163,7 +163,7 @@ mod linux {
             for flags in [&[][..], &["--force"], &["--report"]] {
                 let args = fold(output, flags);
                 let Some((refusal, left)) = run_mounted(&bench, "size=512k", &args) else { return };
-                assert_refusal(&refusal, &args, &["cannot write", output, "No space left"]);
+                assert_refusal(&refusal, &args, &["no room for", output, "No space left"]);
                 assert_eq!(left, "", "{args:?}");
             }
         }

@@ -18,6 +18,7 @@ use super::DONE;
 use super::fold::{OutputFormat, Written};
 use super::printer::Printer;
 use super::progress::Bar;
+use super::running::RunArgs;
 use super::text::{printable, size};
 
 /// Convert a checkpoint: another container, other names, or a model of another shape
@@ -166,6 +167,9 @@ pub(super) struct Args {
     /// Let NaN and infinity pass into the output
     #[arg(long, help_heading = "Output file")]
     allow_non_finite: bool,
+
+    #[command(flatten)]
+    run: RunArgs,
 
     /// The part of the input that holds the model, as a dotted path
     #[arg(long, value_name = "PATH")]
@@ -367,7 +371,7 @@ fn request(args: &Args) -> Result<ConvertRequest> {
     request.max_shard_bytes = args.max_shard_size;
     request.wrap.clone_from(&args.wrap);
     request.force = args.force;
-    request.allow_non_finite = args.allow_non_finite;
+    request.run = args.run.options(args.allow_non_finite);
     Ok(request)
 }
 

@@ -21,6 +21,7 @@ use super::DONE;
 use super::inspect::root_text;
 use super::printer::{Printer, right};
 use super::progress::Bar;
+use super::running::RunArgs;
 use super::text::{bytes, counted, printable, significant, size};
 
 /// Fold auxiliary weights into a target, W + lambda * W', and write a plain checkpoint
@@ -120,6 +121,9 @@ pub(in crate::cli) struct Args {
     /// Let NaN and infinity pass into the output
     #[arg(long)]
     allow_non_finite: bool,
+
+    #[command(flatten)]
+    run: RunArgs,
 
     /// Write provenance (hashes of the inputs, lambdas, options) to OUTPUT.json
     #[arg(long)]
@@ -247,7 +251,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     request.bias = args.bias.into();
     request.depth_mismatch = args.depth_mismatch.into();
     request.dtype = args.dtype;
-    request.allow_non_finite = args.allow_non_finite;
+    request.run = args.run.options(args.allow_non_finite);
     request.force = args.force;
     request.metadata = !args.no_metadata;
     request.sidecar = args.report;

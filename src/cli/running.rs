@@ -1,0 +1,35 @@
+//! How a plan is run: what all commands that write checkpoints have in common.
+
+use std::num::{NonZeroU64, NonZeroUsize};
+
+use m2pt_surgery::RunOptions;
+
+use super::text::size;
+
+/// Options of commands that write checkpoints.
+#[derive(clap::Args, Debug)]
+#[command(next_help_heading = "Running")]
+pub(super) struct RunArgs {
+    /// How many threads compute and write [default: as many as there are processors, at most 16]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+
+    /// Write at most so many bytes a second: 200MB, 1GiB
+    #[arg(long, value_name = "SIZE", value_parser = rate)]
+    limit_rate: Option<NonZeroU64>,
+
+    /// Do not wait for the disk: faster, but a power failure soon afterwards may leave a damaged file under the output's name
+    #[arg(long)]
+    no_sync: bool,
+}
+
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    NonZeroU64::new(size(text)?).ok_or_else(|| "at that rate it would never be done".to_owned())
+}
+
+impl RunArgs {
+    pub(super) fn options(&self, allow_non_finite: bool) -> RunOptions {
+        let RunArgs { threads, limit_rate, no_sync } = *self;
+        RunOptions { allow_non_finite, threads, limit_rate, no_sync }
+    }
+}

@@ -1,0 +1,406 @@
+//! What one thread does: computes units and writes them.
+
+use std::ops::Range;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use crc32fast::Hasher;
+use pulp::Arch;
+
+use super::kernels::{self, BLOCK, Real};
+use super::simd::FoldF32;
+use super::units::{UNIT, Unit};
+use super::{Lost, Norms, Shared};
+use crate::checkpoint::{TensorData, Unchecked};
+use crate::error::Result;
+use crate::plan::{Source, Step};
+use crate::tensor::DType;
+use crate::write::OpenFile;
+
+/// Elements whose checksums are computed at a time, which is also what brings them into the second-level cache.
+const CHUNK: usize = 16 * BLOCK;
+/// Bytes that are copied at a time, between one look for NaN and the next checksum.
+const COPY: usize = 64 << 10;
+
+/// What was found in a unit, of one step.
+pub(super) struct Done<'r> {
+    /// The number of the unit.
+    pub(super) unit: usize,
+    /// The step's place in its file.
+    pub(super) place: usize,
+    /// Whether it is only a part of the step, so that what follows the step's data is not written.
+    pub(super) cut: bool,
+    /// The checksum of what was written, if the file has any.
+    pub(super) crc: Option<Hasher>,
+    /// Norms of the elements, if the step has terms.
+    pub(super) norms: Norms,
+    /// Whether a NaN or infinity was written.
+    pub(super) bad: bool,
+    /// What a cast could not hold.
+    pub(super) lost: Lost,
+    /// The checksums of the bytes that were read, where they are to be compared.
+    pub(super) sources: Vec<(Unchecked<'r>, Hasher)>,
+}
+
+impl Done<'_> {
+    /// Adds what was found in the part that follows.
+    pub(super) fn join(&mut self, next: Done<'_>) {
+        if let (Some(crc), Some(more)) = (&mut self.crc, &next.crc) {
+            crc.combine(more);
+        }
+        for ((_, crc), (_, more)) in self.sources.iter_mut().zip(&next.sources) {
+            crc.combine(more);
+        }
+        self.add(next.norms, next.bad, next.lost);
+    }
+
+    fn add(&mut self, norms: Norms, bad: bool, lost: Lost) {
+        self.norms.source += norms.source;
+        self.norms.change += norms.change;
+        self.bad |= bad;
+        self.lost.overflow += lost.overflow;
+        self.lost.underflow += lost.underflow;
+    }
+}
+
+/// A tensor that is read, and what becomes of its checksum.
+struct Input<'r> {
+    data: TensorData<'r>,
+    unchecked: Option<(Unchecked<'r>, Hasher)>,
+}
+
+impl Input<'_> {
+    /// The little-endian bytes of elements, where they lie just so.
+    fn bytes(&self, elements: &Range<usize>) -> Option<&[u8]> {
+        let size = self.data.dtype().size();
+        Some(&self.data.view().as_bytes()?[elements.start * size..elements.end * size])
+    }
+
+    /// The elements, if they are float32 and lie in memory as this processor has them.
+    fn f32s(&self, elements: &Range<usize>) -> Option<&[f32]> {
+        let bytes = if self.data.dtype() == DType::F32 { self.bytes(elements)? } else { return None };
+        if cfg!(target_endian = "little") { bytemuck::try_cast_slice(bytes).ok() } else { None }
+    }
+
+    /// Takes elements into the checksum; only tensors that lie in the map as they are have one.
+    fn check(&mut self, elements: &Range<usize>) {
+        let size = self.data.dtype().size();
+        if let Some((_, crc)) = &mut self.unchecked
+            && let Some(bytes) = self.data.view().as_bytes()
+        {
+            crc.update(&bytes[elements.start * size..elements.end * size]);
+        }
+    }
+}
+
+/// Bytes on their way to the file: gathered, and written in large pieces.
+struct Out<'w> {
+    shared: &'w Shared<'w>,
+    file: &'w OpenFile,
+    /// Where the buffer's first byte belongs.
+    at: u64,
+    /// Filled up to `filled`; what follows is what was there before.
+    buffer: Vec<u8>,
+    filled: usize,
+}
+
+impl Out<'_> {
+    /// Where the next bytes are to be put.
+    fn room(&mut self, bytes: usize) -> &mut [u8] {
+        let begin = self.filled;
+        self.filled += bytes;
+        if self.buffer.len() < self.filled {
+            self.buffer.resize(self.filled, 0);
+        }
+        &mut self.buffer[begin..self.filled]
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.room(bytes.len()).copy_from_slice(bytes);
+    }
+
+    /// The last bytes that were put.
+    fn last(&self, bytes: usize) -> &[u8] {
+        &self.buffer[self.filled - bytes..self.filled]
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.write(&self.buffer[..self.filled])?;
+        self.at += self.filled as u64;
+        self.filled = 0;
+        Ok(())
+    }
+
+    /// Writes bytes that lie in a map as they are, not through the buffer.
+    fn pass(&mut self, bytes: &[u8]) -> Result<()> {
+        self.flush()?;
+        self.write(bytes)?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    fn write(&self, bytes: &[u8]) -> Result<()> {
+        if !bytes.is_empty() {
+            self.file.write_at(self.at, bytes)?;
+            self.shared.pace.wrote(bytes.len(), &self.shared.stop);
+        }
+        Ok(())
+    }
+}
+
+/// A thread's buffers, and what it found so far.
+pub(super) struct Worker<'w> {
+    shared: &'w Shared<'w>,
+    out: Out<'w>,
+    arch: Arch,
+    raw: Vec<u8>,
+    pub(super) done: Vec<Done<'w>>,
+}
+
+impl<'w> Worker<'w> {
+    pub(super) fn new(shared: &'w Shared<'w>, file: &'w OpenFile) -> Worker<'w> {
+        let out = Out { shared, file, at: 0, buffer: Vec::new(), filled: 0 };
+        Worker { shared, out, arch: Arch::new(), raw: Vec::new(), done: Vec::new() }
+    }
+
+    /// Computes a unit and writes it.
+    pub(super) fn run(&mut self, number: usize, unit: &Unit) -> Result<()> {
+        self.out.filled = 0;
+        match unit {
+            Unit::Part { place, first, count } => {
+                let step = &self.shared.plan.steps[self.out.file.steps()[*place]];
+                self.out.at = self.out.file.begin(*place) + (first * step.dtype.size()) as u64;
+                let done = self.step(number, *place, *first..first + count, true)?;
+                self.done.push(done);
+            }
+            Unit::Steps(places) => {
+                self.out.at = self.out.file.begin(places.start);
+                for place in places.clone() {
+                    let numel = self.shared.plan.steps[self.out.file.steps()[place]].numel;
+                    let mut done = self.step(number, place, 0..numel, false)?;
+                    for (unchecked, crc) in done.sources.drain(..) {
+                        unchecked.settle(crc.finalize())?;
+                    }
+                    let crc = done.crc.clone().map(Hasher::finalize).unwrap_or_default();
+                    self.out.put(&self.out.file.tail(place, crc));
+                    self.done.push(done);
+                }
+            }
+        }
+        self.out.flush()
+    }
+
+    /// Computes elements of the step at that place.
+    fn step(&mut self, unit: usize, place: usize, range: Range<usize>, cut: bool) -> Result<Done<'w>> {
+        let index = self.out.file.steps()[place];
+        let step = &self.shared.plan.steps[index];
+        // Who makes tensors in memory does so alone.
+        let made = !cut && step.bytes() > UNIT as u64;
+        let _making = made.then(|| self.shared.making.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut source = match step.source {
+            Source::Tensor(_) => self.open(step, None)?,
+            Source::Run { .. } => Input { data: self.shared.source(step)?, unchecked: None },
+        };
+        let mut terms = Vec::with_capacity(step.terms.len());
+        for (number, term) in step.terms.iter().enumerate() {
+            terms.push((term.lambda, self.open(step, Some(number))?));
+        }
+        let crc = self.out.file.has_checksums().then(Hasher::new);
+        let (norms, lost) = (Norms::default(), Lost::default());
+        let mut done = Done { unit, place, cut, crc, norms, bad: false, lost, sources: Vec::new() };
+        let wide = source.data.dtype() == DType::F64 || terms.iter().any(|(_, input)| input.data.dtype() == DType::F64);
+        match (terms.is_empty() && source.data.dtype() == step.dtype, wide) {
+            (true, _) => self.copy(&mut source, range, &mut done)?,
+            (false, true) => self.compute::<f64>(step, &mut source, &mut terms, range, &mut done)?,
+            (false, false) => self.compute::<f32>(step, &mut source, &mut terms, range, &mut done)?,
+        }
+        let inputs = std::iter::once(source).chain(terms.into_iter().map(|(_, input)| input));
+        done.sources = inputs.filter_map(|input| input.unchecked).collect();
+        if done.bad
+            && !self.shared.allow_non_finite
+            && let Some(name) = self.shared.non_finite_outputs(index)?.first()
+        {
+            return Err(self.shared.non_finite(index, name)?);
+        }
+        Ok(done)
+    }
+
+    /// Opens the source of a step, or the tensor of a term.
+    fn open(&self, step: &Step, term: Option<usize>) -> Result<Input<'w>> {
+        let tensor = term.map_or(step.source.tensor(), |term| step.terms[term].source);
+        let (data, unchecked) = self.shared.inputs[tensor.input].unchecked(tensor.tensor)?;
+        Ok(Input { data, unchecked: unchecked.map(|unchecked| (unchecked, Hasher::new())) })
+    }
+
+    /// Copies elements as they are.
+    fn copy(&mut self, source: &mut Input<'w>, range: Range<usize>, done: &mut Done<'w>) -> Result<()> {
+        let view = source.data.view();
+        let size = view.dtype().size();
+        let mut look = |bytes: &[u8]| {
+            done.bad = done.bad
+                || self.arch.dispatch(
+                    #[inline(always)]
+                    || kernels::has_non_finite(view.dtype(), bytes),
+                );
+            // What is copied has the checksum of what is read.
+            let crc = match (&mut source.unchecked, &mut done.crc) {
+                (Some((_, crc)), _) | (None, Some(crc)) => crc,
+                (None, None) => return,
+            };
+            crc.update(bytes);
+        };
+        if let Some(bytes) = view.as_bytes() {
+            let bytes = &bytes[range.start * size..range.end * size];
+            for piece in bytes.chunks(UNIT) {
+                piece.chunks(COPY).for_each(&mut look);
+                if bytes.len() < UNIT {
+                    self.out.put(piece);
+                } else {
+                    self.out.pass(piece)?;
+                }
+                self.shared.written.fetch_add(piece.len() as u64, Ordering::Relaxed);
+            }
+        } else {
+            let mut first = range.start;
+            while first < range.end {
+                let count = (COPY / size).min(range.end - first);
+                self.raw.resize(count * size, 0);
+                view.read(first, &mut self.raw);
+                look(&self.raw);
+                self.out.put(&self.raw);
+                if self.out.filled >= UNIT {
+                    self.out.flush()?;
+                }
+                self.shared.written.fetch_add((count * size) as u64, Ordering::Relaxed);
+                first += count;
+            }
+        }
+        if let (Some((_, crc)), Some(own)) = (&source.unchecked, &mut done.crc) {
+            own.clone_from(crc);
+        }
+        Ok(())
+    }
+
+    /// Computes elements: the source, plus each term, in the type of the step.
+    fn compute<T: Real>(
+        &mut self,
+        step: &Step,
+        source: &mut Input<'w>,
+        terms: &mut [(f64, Input<'w>)],
+        range: Range<usize>,
+        done: &mut Done<'w>,
+    ) -> Result<()> {
+        let mut buffers = [const { Vec::new() }; 3].map(|mut buffer: Vec<T>| {
+            buffer.resize(BLOCK, T::default());
+            buffer
+        });
+        let size = step.dtype.size();
+        let mut first = range.start;
+        while first < range.end {
+            let chunk = first..range.end.min(first + CHUNK);
+            source.check(&chunk);
+            terms.iter_mut().for_each(|(_, term)| term.check(&chunk));
+            for first in chunk.clone().step_by(BLOCK) {
+                let block = first..chunk.end.min(first + BLOCK);
+                self.block(step, source, terms, block, &mut buffers, done);
+            }
+            let written = self.out.last(chunk.len() * size);
+            if let Some(crc) = &mut done.crc {
+                crc.update(written);
+            }
+            self.shared.written.fetch_add(written.len() as u64, Ordering::Relaxed);
+            if self.out.filled >= UNIT {
+                self.out.flush()?;
+            }
+            first = chunk.end;
+        }
+        Ok(())
+    }
+
+    /// Computes at most [`BLOCK`] elements.
+    fn block<T: Real>(
+        &mut self,
+        step: &Step,
+        source: &Input<'w>,
+        terms: &[(f64, Input<'w>)],
+        range: Range<usize>,
+        buffers: &mut [Vec<T>; 3],
+        done: &mut Done<'w>,
+    ) {
+        let (arch, dtype) = (self.arch, step.dtype);
+        let out = self.out.room(range.len() * dtype.size());
+        let terms_f32: Option<Vec<_>> =
+            terms.iter().map(|(lambda, term)| term.f32s(&range).map(|values| (*lambda as f32, values))).collect();
+        if let (Some(source), Some([first, more @ ..])) = (source.f32s(&range), terms_f32.as_deref())
+            && let Some(out) = as_f32s(dtype, out)
+        {
+            let folded = arch.dispatch(FoldF32 { source, first: *first, more, out });
+            done.add(folded.norms, folded.bad, Lost::default());
+            return;
+        }
+        let [sum, values, change] = buffers.each_mut().map(|buffer| &mut buffer[..range.len()]);
+        load(arch, source, &range, &mut self.raw, sum);
+        let (mut norms, mut lost) = (Norms::default(), Lost::default());
+        if !terms.is_empty() {
+            norms.source = arch.dispatch(
+                #[inline(always)]
+                || kernels::sum_of_squares(sum, T::to_f64),
+            );
+            change.fill(T::default());
+            for (lambda, term) in terms {
+                load(arch, term, &range, &mut self.raw, values);
+                let lambda = T::lambda(*lambda);
+                arch.dispatch(
+                    #[inline(always)]
+                    || kernels::add_scaled(sum, change, lambda, values),
+                );
+            }
+            norms.change = arch.dispatch(
+                #[inline(always)]
+                || kernels::sum_of_squares(change, T::to_f64),
+            );
+        }
+        arch.dispatch(
+            #[inline(always)]
+            || T::store(dtype, sum, out),
+        );
+        // Nothing is lost in float64.
+        if dtype != source.data.dtype() && dtype != DType::F64 {
+            arch.dispatch(
+                #[inline(always)]
+                || T::load(dtype, out, values),
+            );
+            lost = arch.dispatch(
+                #[inline(always)]
+                || kernels::count_lost(sum, values),
+            );
+        }
+        done.add(
+            norms,
+            arch.dispatch(
+                #[inline(always)]
+                || kernels::has_non_finite(dtype, out),
+            ),
+            lost,
+        );
+    }
+}
+
+/// Room for float32 elements, if it is for such.
+fn as_f32s(dtype: DType, out: &mut [u8]) -> Option<&mut [f32]> {
+    if dtype == DType::F32 && cfg!(target_endian = "little") { bytemuck::try_cast_slice_mut(out).ok() } else { None }
+}
+
+/// Elements of a tensor, as numbers.
+fn load<T: Real>(arch: Arch, input: &Input<'_>, range: &Range<usize>, raw: &mut Vec<u8>, into: &mut [T]) {
+    let dtype = input.data.dtype();
+    let bytes = input.bytes(range).unwrap_or_else(|| {
+        raw.resize(range.len() * dtype.size(), 0);
+        input.data.view().read(range.start, raw);
+        raw
+    });
+    arch.dispatch(
+        #[inline(always)]
+        || T::load(dtype, bytes, into),
+    );
+}
