@@ -49,6 +49,8 @@ mod second_opinion;
 mod sharding;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod shrunk;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod threads;
 #[cfg(feature = "verify")]
 mod variants;
 #[cfg(all(feature = "cli", feature = "verify"))]
