@@ -17,8 +17,6 @@ use crate::plan::{Source, Step};
 use crate::tensor::DType;
 use crate::write::OpenFile;
 
-/// Elements whose checksums are computed at a time, which is also what brings them into the second-level cache.
-const CHUNK: usize = 16 * BLOCK;
 /// Bytes that are copied at a time, between one look for NaN and the next checksum.
 const COPY: usize = 64 << 10;
 
@@ -294,25 +292,20 @@ impl<'w> Worker<'w> {
             buffer.resize(BLOCK, T::default());
             buffer
         });
-        let size = step.dtype.size();
-        let mut first = range.start;
-        while first < range.end {
-            let chunk = first..range.end.min(first + CHUNK);
-            source.check(&chunk);
-            terms.iter_mut().for_each(|(_, term)| term.check(&chunk));
-            for first in chunk.clone().step_by(BLOCK) {
-                let block = first..chunk.end.min(first + BLOCK);
-                self.block(step, source, terms, block, &mut buffers, done);
-            }
-            let written = self.out.last(chunk.len() * size);
+        for first in range.clone().step_by(BLOCK) {
+            let block = first..range.end.min(first + BLOCK);
+            // Now, while the block is in the first-level cache, or on its way there.
+            source.check(&block);
+            terms.iter_mut().for_each(|(_, term)| term.check(&block));
+            let bytes = block.len() * step.dtype.size();
+            self.block(step, source, terms, block, &mut buffers, done);
             if let Some(crc) = &mut done.crc {
-                crc.update(written);
+                crc.update(self.out.last(bytes));
             }
-            self.shared.written.fetch_add(written.len() as u64, Ordering::Relaxed);
+            self.shared.written.fetch_add(bytes as u64, Ordering::Relaxed);
             if self.out.filled >= UNIT {
                 self.out.flush()?;
             }
-            first = chunk.end;
         }
         Ok(())
     }
