@@ -92,6 +92,7 @@ mod fold;
 #[cfg(feature = "verify")]
 pub mod model;
 mod naming;
+mod parallel;
 pub mod pickle;
 mod plan;
 pub mod remodel;
@@ -103,8 +104,8 @@ pub mod verify;
 mod write;
 
 pub use checkpoint::{
-    Checkpoint, DeriveProblem, Expr, MAX_VALUES_SHOWN, Operation, OperationProblem, Placement, Root, RootChoice,
-    RootProblem, Shard, StateDict, TensorData, TensorProblem,
+    Checkpoint, DeriveProblem, Examined, Expr, MAX_VALUES_SHOWN, Operation, OperationProblem, Placement, Root,
+    RootChoice, RootProblem, Shard, StateDict, TensorData, TensorProblem,
 };
 pub use container::{
     Container, DcpProblem, FolderProblem, LegacyProblem, MAX_ALL_NAMES_BYTES, MAX_DEPTH, MAX_DIRECTORY_BYTES,
@@ -114,13 +115,14 @@ pub use container::{
     ZipProblem, exit_on_shrunk_file,
 };
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
-pub use engine::{Lost, MAX_DEFAULT_THREADS, Norms, Progress, RunOptions, RunReport};
+pub use engine::{Lost, Norms, Progress, RunOptions, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, PlannedFold, PlannedGraft, Understood};
 pub use naming::{
     AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
     MatchProblem, PatternProblem, Recognised, SCALE, Selector, Unmapped,
 };
+pub use parallel::MAX_DEFAULT_THREADS;
 pub use plan::{
     BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, LambdaProblem, LambdaSpec,
     Output, Parameter, Plan, Schedule, ShapeMismatch, Sharing, Source, Step, TensorRef, Term,

@@ -3,6 +3,7 @@
 mod assemble;
 mod compute;
 mod derive;
+mod examine;
 mod roots;
 mod shard;
 mod values;
@@ -10,11 +11,12 @@ mod values;
 use std::borrow::Cow;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use compute::{Operation, OperationProblem};
 pub use derive::{DeriveProblem, Expr};
+pub use examine::Examined;
 pub use roots::{Root, RootChoice, RootProblem};
 pub use shard::Shard;
 pub use values::MAX_VALUES_SHOWN;
@@ -27,6 +29,7 @@ use crate::container::{
     ZipProblem,
 };
 use crate::error::{Error, Result};
+use crate::parallel::Watched;
 use crate::tensor::{
     ByteOrder, DType, FileHash, TensorSpec, TensorView, ViewProblem, check_view, is_contiguous, sha256_bytes,
 };
@@ -174,22 +177,22 @@ impl Checkpoint {
     #[must_use]
     pub fn sha256(&self) -> String {
         // Nobody stops it.
-        self.sha256_watched(&AtomicU64::new(0), &AtomicBool::new(false)).unwrap_or_default()
+        self.sha256_watched(&Watched::default()).unwrap_or_default()
     }
 
-    /// As [`Checkpoint::sha256`], adding the bytes that are done to `done` as it goes; `None` once `stop` is set.
-    pub(crate) fn sha256_watched(&self, done: &AtomicU64, stop: &AtomicBool) -> Option<String> {
+    /// As [`Checkpoint::sha256`], while somebody watches; `None` if it is to stop.
+    pub(crate) fn sha256_watched(&self, watched: &Watched) -> Option<String> {
         /// Bytes hashed between two looks at `stop`: about a hundredth of a second.
         const PIECE: usize = 16 << 20;
         let mut lines = Vec::new();
         for source in &self.contents.sources {
             let mut hash = FileHash::default();
             for piece in source.map.chunks(PIECE) {
-                if stop.load(Ordering::Relaxed) {
+                if watched.stop.load(Ordering::Relaxed) {
                     return None;
                 }
                 hash.update(piece);
-                done.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                watched.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
             }
             lines.push((source.path.file_name().unwrap_or_default().to_string_lossy(), hash.finish()));
         }

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use comfy_table::Cell;
-use m2pt_surgery::tensor::{Stats, decode_f64, sha256, shape_text};
+use m2pt_surgery::tensor::{Stats, decode_f64, shape_text};
 use m2pt_surgery::{
-    Architecture, BlockSet, Checkpoint, Error, Family, Flags, LayerId, LayerKind, Layers, MatchProblem, OtherTensor,
-    Progress, Recognised, Root, RootChoice, RootProblem, StateDict, TensorSpec,
+    Architecture, BlockSet, Checkpoint, Error, Examined, Family, Flags, LayerId, LayerKind, Layers, MatchProblem,
+    OtherTensor, Recognised, Root, RootChoice, RootProblem, StateDict, TensorSpec,
 };
 use regex::Regex;
 use serde_json::{Value, json};
@@ -206,20 +206,17 @@ fn list<'s>(
     let reads = args.stats || args.hash;
     let total = wanted.iter().map(|(_, spec)| spec.bytes()).sum();
     let mut bar = Bar::new(total, "reading", printer.quiet() || !reads);
-    let mut listed = Vec::with_capacity(wanted.len());
-    for (index, spec) in wanted {
-        let (mut hash, mut stats) = (None, None);
-        if reads {
-            if bar.cancelled() {
-                return Err(Error::Cancelled.into());
-            }
-            let data = tensors.tensor(index)?;
-            hash = args.hash.then(|| sha256(&data.view()));
-            stats = args.stats.then(|| Stats::of(&data.view()).ok().map(Box::new));
-            bar.advance(spec.bytes());
-        }
-        listed.push(Listed { spec, sha256: hash, stats });
-    }
+    let indices: Vec<usize> = wanted.iter().map(|(index, _)| *index).collect();
+    let examined = match reads {
+        true => tensors.examine(&indices, args.stats, args.hash, &mut bar)?,
+        false => vec![Examined::default(); wanted.len()],
+    };
+    let tensor = |((_, spec), Examined { sha256, stats }): ((usize, &'s TensorSpec), Examined)| Listed {
+        spec,
+        sha256,
+        stats: args.stats.then(|| stats.map(Box::new)),
+    };
+    let mut listed: Vec<Listed<'s>> = wanted.into_iter().zip(examined).map(tensor).collect();
     match args.sort {
         Sort::File => {}
         Sort::Name => listed.sort_by(|a, b| a.spec.name.cmp(&b.spec.name)),

@@ -13,16 +13,13 @@ mod units;
 mod worker;
 
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::panic::resume_unwind;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread::Thread;
-use std::time::Duration;
+use std::sync::Mutex;
 
 use crc32fast::Hasher;
 
 use crate::checkpoint::StateDict;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::parallel::{self, Watched};
 use crate::plan::Plan;
 use crate::write::{OpenFile, Writer};
 
@@ -79,7 +76,8 @@ pub struct RunReport {
 pub struct RunOptions {
     /// Whether NaN and infinity may be in the result.
     pub allow_non_finite: bool,
-    /// How many threads compute and write; as many as there are processors, up to [`MAX_DEFAULT_THREADS`], if `None`.
+    /// How many threads compute and write; as many as there are processors, up to
+    /// [`MAX_DEFAULT_THREADS`](crate::MAX_DEFAULT_THREADS), if `None`.
     pub threads: Option<NonZeroUsize>,
     /// The most bytes that are written in a second, over the whole run.
     pub limit_rate: Option<NonZeroU64>,
@@ -88,29 +86,13 @@ pub struct RunOptions {
     pub no_sync: bool,
 }
 
-/// Threads that are started without being asked for, at most: more do not write faster to one file.
-pub const MAX_DEFAULT_THREADS: usize = 16;
-
-impl RunOptions {
-    fn threads(&self) -> usize {
-        let available = || std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(MAX_DEFAULT_THREADS);
-        self.threads.map_or_else(available, NonZeroUsize::get)
-    }
-}
-
-/// How often progress is told, and cancelling noticed.
-const TICK: Duration = Duration::from_millis(50);
-
 /// What all threads of a run share.
 struct Shared<'r> {
     plan: &'r Plan,
     inputs: &'r [StateDict<'r>],
     allow_non_finite: bool,
     pace: Pace,
-    /// Bytes that are written, and that nobody was told of yet.
-    written: AtomicU64,
-    /// Whether threads should begin no more units.
-    stop: AtomicBool,
+    watched: Watched,
     /// Held by who makes tensors in memory, so that not every thread holds one of them.
     making: Mutex<()>,
 }
@@ -121,8 +103,8 @@ struct Shared<'r> {
 /// compressed, stacked or computed is an exception; it is made whole while it is needed, one tensor at a time.)
 ///
 /// # Errors
-/// [`Error::NonFinite`] for a NaN or infinity in a result, unless they are allowed; [`Error::Zip`] for damaged input;
-/// [`Error::Io`] for a failed write; [`Error::Cancelled`].
+/// [`crate::Error::NonFinite`] for a NaN or infinity in a result, unless they are allowed; [`crate::Error::Zip`] for damaged input;
+/// [`crate::Error::Io`] for a failed write; [`crate::Error::Cancelled`].
 pub(crate) fn run(
     plan: &Plan,
     inputs: &[StateDict<'_>],
@@ -135,80 +117,26 @@ pub(crate) fn run(
         inputs,
         allow_non_finite: options.allow_non_finite,
         pace: Pace::new(options.limit_rate),
-        written: AtomicU64::new(0),
-        stop: AtomicBool::new(false),
+        watched: Watched::default(),
         making: Mutex::new(()),
     };
     let mut report = RunReport { norms: vec![None; plan.steps.len()], ..RunReport::default() };
     while let Some(file) = writer.current() {
-        let done = shared.compute(file, options.threads(), progress)?;
+        let done = shared.compute(file, parallel::threads(options.threads), progress)?;
         let crcs = shared.gather(file, done, &mut report)?;
         writer.next_file(&crcs)?;
     }
     Ok(report)
 }
 
-/// Tells the supervisor when a thread is done, however it ends.
-struct SignOff<'s> {
-    running: &'s AtomicUsize,
-    supervisor: &'s Thread,
-}
-
-impl Drop for SignOff<'_> {
-    fn drop(&mut self) {
-        self.running.fetch_sub(1, Ordering::Release);
-        self.supervisor.unpark();
-    }
-}
-
 impl Shared<'_> {
     /// Computes and writes the data of one file; returns what was found in each unit, in order.
     fn compute<'s>(&'s self, file: &'s OpenFile, threads: usize, progress: &mut dyn Progress) -> Result<Vec<Done<'s>>> {
         let units = units::cut(self.plan, self.inputs, file.steps());
-        let next = AtomicUsize::new(0);
-        let failed: Mutex<Option<(usize, Error)>> = Mutex::new(None);
-        let count = threads.min(units.len());
-        let running = AtomicUsize::new(count);
-        let supervisor = std::thread::current();
-        let work = || {
-            let _sign_off = SignOff { running: &running, supervisor: &supervisor };
-            let mut worker = Worker::new(self, file);
-            while !self.stop.load(Ordering::Relaxed) {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                let Some(unit) = units.get(number) else { break };
-                if let Err(error) = worker.run(number, unit) {
-                    self.stop.store(true, Ordering::Relaxed);
-                    let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
-                    // Units are taken in order, so that all before this one are done or will be: the first error is always
-                    // the same one.
-                    if failed.as_ref().is_none_or(|(first, _)| number < *first) {
-                        *failed = Some((number, error));
-                    }
-                }
-            }
-            worker.done
-        };
-        let mut done: Vec<Done<'_>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-            // This thread only watches, so that it is heard of even while all others wait for the disk.
-            while running.load(Ordering::Acquire) > 0 {
-                std::thread::park_timeout(TICK);
-                progress.advance(self.written.swap(0, Ordering::Relaxed));
-                if progress.cancelled() {
-                    self.stop.store(true, Ordering::Relaxed);
-                }
-            }
-            threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
-        });
-        progress.advance(self.written.swap(0, Ordering::Relaxed));
-        if let Some((_, error)) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
-        }
-        if progress.cancelled() || self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Cancelled);
-        }
-        done.sort_by_key(|done| done.unit);
-        Ok(done)
+        let state = || Worker::new(self, file);
+        let unit = |worker: &mut Worker<'s>, number: usize| worker.run(&units[number]);
+        let done = parallel::run(units.len(), threads, &self.watched, progress, state, unit)?;
+        Ok(done.into_iter().flatten().collect())
     }
 
     /// Puts together what was found in the units of a file, and writes what follows the data of steps that were cut. Returns the

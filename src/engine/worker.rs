@@ -22,8 +22,6 @@ const COPY: usize = 64 << 10;
 
 /// What was found in a unit, of one step.
 pub(super) struct Done<'r> {
-    /// The number of the unit.
-    pub(super) unit: usize,
     /// The step's place in its file.
     pub(super) place: usize,
     /// Whether it is only a part of the step, so that what follows the step's data is not written.
@@ -140,7 +138,7 @@ impl Out<'_> {
     fn write(&self, bytes: &[u8]) -> Result<()> {
         if !bytes.is_empty() {
             self.file.write_at(self.at, bytes)?;
-            self.shared.pace.wrote(bytes.len(), &self.shared.stop);
+            self.shared.pace.wrote(bytes.len(), &self.shared.watched.stop);
         }
         Ok(())
     }
@@ -152,44 +150,45 @@ pub(super) struct Worker<'w> {
     out: Out<'w>,
     arch: Arch,
     raw: Vec<u8>,
-    pub(super) done: Vec<Done<'w>>,
 }
 
 impl<'w> Worker<'w> {
     pub(super) fn new(shared: &'w Shared<'w>, file: &'w OpenFile) -> Worker<'w> {
         let out = Out { shared, file, at: 0, buffer: Vec::new(), filled: 0 };
-        Worker { shared, out, arch: Arch::new(), raw: Vec::new(), done: Vec::new() }
+        Worker { shared, out, arch: Arch::new(), raw: Vec::new() }
     }
 
-    /// Computes a unit and writes it.
-    pub(super) fn run(&mut self, number: usize, unit: &Unit) -> Result<()> {
+    /// Computes a unit and writes it; says what was found of each of its steps.
+    pub(super) fn run(&mut self, unit: &Unit) -> Result<Vec<Done<'w>>> {
+        let mut found = Vec::with_capacity(1);
         self.out.filled = 0;
         match unit {
             Unit::Part { place, first, count } => {
                 let step = &self.shared.plan.steps[self.out.file.steps()[*place]];
                 self.out.at = self.out.file.begin(*place) + (first * step.dtype.size()) as u64;
-                let done = self.step(number, *place, *first..first + count, true)?;
-                self.done.push(done);
+                let done = self.step(*place, *first..first + count, true)?;
+                found.push(done);
             }
             Unit::Steps(places) => {
                 self.out.at = self.out.file.begin(places.start);
                 for place in places.clone() {
                     let numel = self.shared.plan.steps[self.out.file.steps()[place]].numel;
-                    let mut done = self.step(number, place, 0..numel, false)?;
+                    let mut done = self.step(place, 0..numel, false)?;
                     for (unchecked, crc) in done.sources.drain(..) {
                         unchecked.settle(crc.finalize())?;
                     }
                     let crc = done.crc.clone().map(Hasher::finalize).unwrap_or_default();
                     self.out.put(&self.out.file.tail(place, crc));
-                    self.done.push(done);
+                    found.push(done);
                 }
             }
         }
-        self.out.flush()
+        self.out.flush()?;
+        Ok(found)
     }
 
     /// Computes elements of the step at that place.
-    fn step(&mut self, unit: usize, place: usize, range: Range<usize>, cut: bool) -> Result<Done<'w>> {
+    fn step(&mut self, place: usize, range: Range<usize>, cut: bool) -> Result<Done<'w>> {
         let index = self.out.file.steps()[place];
         let step = &self.shared.plan.steps[index];
         // Who makes tensors in memory does so alone.
@@ -205,7 +204,7 @@ impl<'w> Worker<'w> {
         }
         let crc = self.out.file.has_checksums().then(Hasher::new);
         let (norms, lost) = (Norms::default(), Lost::default());
-        let mut done = Done { unit, place, cut, crc, norms, bad: false, lost, sources: Vec::new() };
+        let mut done = Done { place, cut, crc, norms, bad: false, lost, sources: Vec::new() };
         let wide = source.data.dtype() == DType::F64 || terms.iter().any(|(_, input)| input.data.dtype() == DType::F64);
         match (terms.is_empty() && source.data.dtype() == step.dtype, wide) {
             (true, _) => self.copy(&mut source, range, &mut done)?,
@@ -256,7 +255,7 @@ impl<'w> Worker<'w> {
                 } else {
                     self.out.pass(piece)?;
                 }
-                self.shared.written.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                self.shared.watched.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
             }
         } else {
             let mut first = range.start;
@@ -269,7 +268,7 @@ impl<'w> Worker<'w> {
                 if self.out.filled >= UNIT {
                     self.out.flush()?;
                 }
-                self.shared.written.fetch_add((count * size) as u64, Ordering::Relaxed);
+                self.shared.watched.done.fetch_add((count * size) as u64, Ordering::Relaxed);
                 first += count;
             }
         }
@@ -302,7 +301,7 @@ impl<'w> Worker<'w> {
             if let Some(crc) = &mut done.crc {
                 crc.update(self.out.last(bytes));
             }
-            self.shared.written.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.shared.watched.done.fetch_add(bytes as u64, Ordering::Relaxed);
             if self.out.filled >= UNIT {
                 self.out.flush()?;
             }

@@ -1,8 +1,5 @@
 //! What an output was made from and how.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use super::PlannedFold;
@@ -10,6 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::engine::Progress;
 use crate::error::{Error, Result};
 use crate::naming::Selector;
+use crate::parallel::{self, Watched};
 use crate::plan::{BiasMode, DepthMismatch};
 use crate::tensor::DType;
 use crate::write::{Format, Layout};
@@ -30,22 +28,10 @@ impl PlannedFold<'_> {
 
     /// SHA-256 of each input, computed side by side.
     pub(super) fn hashes(&self, progress: &mut dyn Progress) -> Result<Vec<String>> {
-        /// How often progress is told.
-        const TICK: Duration = Duration::from_millis(10);
         let inputs: Vec<&Checkpoint> = std::iter::once(&self.inputs.target).chain(&self.inputs.aux).collect();
-        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        let hashes: Vec<Option<String>> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                inputs.iter().map(|input| scope.spawn(|| input.sha256_watched(&done, &stop))).collect();
-            while !threads.iter().all(|thread| thread.is_finished()) {
-                std::thread::sleep(TICK);
-                progress.advance(done.swap(0, Ordering::Relaxed));
-                stop.store(progress.cancelled(), Ordering::Relaxed);
-            }
-            progress.advance(done.swap(0, Ordering::Relaxed));
-            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
-        });
-        hashes.into_iter().collect::<Option<Vec<_>>>().ok_or(Error::Cancelled)
+        let watched = Watched::default();
+        let hash = |(): &mut (), number: usize| inputs[number].sha256_watched(&watched).ok_or(Error::Cancelled);
+        parallel::run(inputs.len(), parallel::threads(self.request().run.threads), &watched, progress, || (), hash)
     }
 
     /// Whether the run will hash the inputs.

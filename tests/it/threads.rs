@@ -88,9 +88,9 @@ fn damage_in_any_part_is_found_and_nothing_is_written() {
     let whole = bench.read("target.pth");
     let tensor = wide(0).into_iter().find(|tensor| tensor.name == "blocks.1.mlp.fc2.weight").unwrap();
     let start: Vec<u8> = tensor.values[..16].iter().flat_map(|value| value.to_le_bytes()).collect();
-    // The same numbers begin every tensor: last comes that one's bias, and before it this one.
+    // The same numbers begin every tensor, and they are in the order of their names: the head and the norm come last.
     let begins: Vec<usize> = whole.windows(64).enumerate().filter(|(_, b)| *b == start).map(|(at, _)| at).collect();
-    let begin = begins[begins.len() - 2];
+    let begin = begins[begins.len() - 3];
     for at in [0, 1 << 20, tensor.values.len() * 4 - 1] {
         let mut damaged = whole.clone();
         damaged[begin + at] ^= 1;
