@@ -94,6 +94,7 @@ pub mod model;
 mod naming;
 pub mod pickle;
 mod plan;
+mod provenance;
 pub mod remodel;
 pub mod scan;
 mod streaming;

@@ -1,16 +1,13 @@
 //! What an output was made from and how.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
-use super::PlannedFold;
-use crate::checkpoint::Checkpoint;
+use super::{FoldRequest, PlannedFold, Understood};
 use crate::engine::Progress;
 use crate::error::{Error, Result};
 use crate::naming::Selector;
 use crate::plan::{BiasMode, DepthMismatch};
+use crate::provenance;
 use crate::tensor::DType;
 use crate::write::{Format, Layout};
 
@@ -20,32 +17,17 @@ impl PlannedFold<'_> {
         let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
         let request = self.request();
         if request.metadata && request.format == Format::Safetensors {
-            let placeholder = || self.provenance(&vec!["0".repeat(64); 1 + self.aux.len()]);
+            let placeholder = || self.provenance(&provenance::no_hashes(1 + self.aux.len()));
             let value = provenance.cloned().unwrap_or_else(placeholder);
-            metadata.push(("m2pt_surgery".to_owned(), value.to_string()));
+            metadata.push((provenance::KEY.to_owned(), value.to_string()));
         }
         Layout::new(request.destination(), &self.plan, &metadata)
             .map_err(|problem| Error::Layout { path: request.output.clone(), problem })
     }
 
-    /// SHA-256 of each input, computed side by side.
+    /// SHA-256 of each input.
     pub(super) fn hashes(&self, progress: &mut dyn Progress) -> Result<Vec<String>> {
-        /// How often progress is told.
-        const TICK: Duration = Duration::from_millis(10);
-        let inputs: Vec<&Checkpoint> = std::iter::once(&self.inputs.target).chain(&self.inputs.aux).collect();
-        let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
-        let hashes: Vec<Option<String>> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                inputs.iter().map(|input| scope.spawn(|| input.sha256_watched(&done, &stop))).collect();
-            while !threads.iter().all(|thread| thread.is_finished()) {
-                std::thread::sleep(TICK);
-                progress.advance(done.swap(0, Ordering::Relaxed));
-                stop.store(progress.cancelled(), Ordering::Relaxed);
-            }
-            progress.advance(done.swap(0, Ordering::Relaxed));
-            threads.into_iter().map(|thread| thread.join().ok().flatten()).collect()
-        });
-        hashes.into_iter().collect::<Option<Vec<_>>>().ok_or(Error::Cancelled)
+        provenance::hashes(&self.inputs.checkpoints(), progress)
     }
 
     /// Whether the run will hash the inputs.
@@ -57,24 +39,7 @@ impl PlannedFold<'_> {
     /// What the output was made from and how: no paths and no dates, so that the same inputs give the same bytes.
     pub(super) fn provenance(&self, hashes: &[String]) -> Value {
         let request = self.request();
-        let models = std::iter::once(&self.target).chain(&self.aux);
-        let inputs: Vec<Value> = models
-            .zip(hashes)
-            .enumerate()
-            .map(|(number, (model, hash))| {
-                let (role, pattern) = match number {
-                    0 => ("target", &request.target_pattern),
-                    _ => ("auxiliary", &request.aux_pattern),
-                };
-                json!({
-                    "role": role,
-                    "sha256": hash,
-                    "root": model.tensors.root(),
-                    "family": model.family.as_ref().map(|recognised| recognised.family.name()),
-                    "pattern": pattern.as_ref().map(Selector::pattern),
-                })
-            })
-            .collect();
+        let inputs = described(request, &self.target, &self.aux, hashes);
         let lambdas: serde_json::Map<String, Value> = self
             .plan
             .folded
@@ -89,23 +54,46 @@ impl PlannedFold<'_> {
                 (folded.name.clone(), one.unwrap_or(Value::Array(lambdas)))
             })
             .collect();
-        json!({
-            "tool": "m2pt-surgery",
-            "version": env!("CARGO_PKG_VERSION"),
-            "operation": "fold",
-            "inputs": inputs,
-            "options": {
-                "layers": request.kinds.as_ref().map(|kinds| kinds.iter().map(|k| k.name()).collect::<Vec<_>>()),
-                "blocks": request.blocks.as_ref().map(ToString::to_string),
-                "bias": match request.bias { BiasMode::Keep => "keep", BiasMode::Fold => "fold" },
-                "depth_mismatch": match request.depth_mismatch {
-                    DepthMismatch::Error => "error",
-                    DepthMismatch::First => "first",
-                },
-                "dtype": request.dtype.map(DType::name),
-                "allow_non_finite": request.allow_non_finite,
+        let options = json!({
+            "layers": request.kinds.as_ref().map(|kinds| kinds.iter().map(|k| k.name()).collect::<Vec<_>>()),
+            "blocks": request.blocks.as_ref().map(ToString::to_string),
+            "bias": match request.bias { BiasMode::Keep => "keep", BiasMode::Fold => "fold" },
+            "depth_mismatch": match request.depth_mismatch {
+                DepthMismatch::Error => "error",
+                DepthMismatch::First => "first",
             },
-            "lambdas": lambdas,
-        })
+            "dtype": request.dtype.map(DType::name),
+            "allow_non_finite": request.allow_non_finite,
+        });
+        let mut record = provenance::record("fold", inputs, &options);
+        record["lambdas"] = Value::Object(lambdas);
+        record
     }
+}
+
+/// Each input of a fold or a graft.
+pub(super) fn described(
+    request: &FoldRequest,
+    target: &Understood<'_>,
+    aux: &[Understood<'_>],
+    hashes: &[String],
+) -> Vec<Value> {
+    let models = std::iter::once(target).chain(aux);
+    models
+        .zip(hashes)
+        .enumerate()
+        .map(|(number, (model, hash))| {
+            let (role, pattern) = match number {
+                0 => ("target", &request.target_pattern),
+                _ => ("auxiliary", &request.aux_pattern),
+            };
+            json!({
+                "role": role,
+                "sha256": hash,
+                "root": model.tensors.root(),
+                "family": model.family.as_ref().map(|recognised| recognised.family.name()),
+                "pattern": pattern.as_ref().map(Selector::pattern),
+            })
+        })
+        .collect()
 }
