@@ -96,7 +96,7 @@ pub enum DeriveProblem {
         /// The operation, in words.
         operation: String,
         /// Why.
-        problem: OperationProblem,
+        problem: Box<OperationProblem>,
     },
     /// An order that is none of the dimensions.
     #[error("{shape:?} cannot be put in the order {order:?}")]
@@ -219,7 +219,8 @@ impl Expr {
                     return Err(DeriveProblem::Type(*dtype));
                 }
                 let shapes: Vec<&[usize]> = kinds.iter().map(|(_, shape)| shape.as_slice()).collect();
-                let wrong = |problem| DeriveProblem::Operation { operation: op.to_string(), problem };
+                let wrong =
+                    |problem| DeriveProblem::Operation { operation: op.to_string(), problem: Box::new(problem) };
                 Ok((DType::F32, small_enough(op.shape(&shapes).map_err(wrong)?)?))
             }
             Expr::Permuted { of, order } => {
@@ -281,7 +282,7 @@ impl Expr {
                 let wrong = |problem: OperationProblem| Error::Tensor {
                     path: inputs[0].checkpoint.path.clone(),
                     tensor: name.to_owned(),
-                    problem: DeriveProblem::Operation { operation: op.to_string(), problem }.into(),
+                    problem: DeriveProblem::Operation { operation: op.to_string(), problem: Box::new(problem) }.into(),
                 };
                 let shape = op.shape(&shapes).map_err(wrong)?;
                 let result = op.apply(&arrays).map_err(wrong)?;
