@@ -1,5 +1,6 @@
 //! Why a conversion cannot be done.
 
+use crate::container::MAX_NAME_BYTES;
 use crate::model::ModelError;
 use crate::naming::MapProblem;
 
@@ -69,6 +70,16 @@ pub enum ConvertProblem {
         first: String,
         /// What the second is made of.
         second: String,
+    },
+    /// A name that no reader would take.
+    #[error(
+        "--rename or --add-prefix makes a name of {bytes} bytes of {from:?}; names have {MAX_NAME_BYTES} bytes at most"
+    )]
+    LongName {
+        /// What the tensor is made of.
+        from: String,
+        /// The length of its name.
+        bytes: usize,
     },
     /// A tensor of a shape that an option is not for.
     #[error("{option} does not fit: {name:?} is {shape:?}, {wanted}")]
