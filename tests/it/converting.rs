@@ -174,7 +174,7 @@ fn numbers_that_no_model_has_are_refused_before_anything_is_made() {
         }
     }
     let doubled = ["--rename", "s/^.*$/$0$0/"].repeat(60);
-    bench.refused(&convert(&doubled), &["vit.pth", "--rename", "bytes at most", "cls_token"]);
+    bench.refused(&convert(&doubled), &["vit.pth", "--rename", "bytes at most", "patch_embed.proj.weight"]);
     bench.refused(&convert(&["--add-prefix", &"x".repeat(5000)]), &["vit.pth", "--add-prefix", "bytes at most"]);
     for (flags, phrases) in [
         (&["--inflate", "0"][..], &["--inflate"][..]),
