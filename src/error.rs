@@ -195,10 +195,12 @@ pub enum Error {
         problem: TensorProblem,
     },
     /// No root can be taken.
-    #[error("{}: {problem}", path.display())]
+    #[error("{}: {}", path.display(), problem.with(option))]
     Root {
         /// The file.
         path: PathBuf,
+        /// What chooses the root of this file: `--root`, but for files that are not the first.
+        option: &'static str,
         /// What is wrong.
         problem: RootProblem,
     },
@@ -364,6 +366,16 @@ struct Member<'m>(&'m str);
 impl fmt::Display for Member<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { Ok(()) } else { write!(f, "{:?}: ", self.0) }
+    }
+}
+
+impl Error {
+    /// The same, where another option chooses the root.
+    pub(crate) fn root_chosen_by(mut self, by: &'static str) -> Error {
+        if let Error::Root { option, .. } = &mut self {
+            *option = by;
+        }
+        self
     }
 }
 

@@ -95,6 +95,7 @@ mod naming;
 mod parallel;
 pub mod pickle;
 mod plan;
+mod provenance;
 pub mod remodel;
 pub mod scan;
 mod streaming;

@@ -3,8 +3,8 @@
 use std::fmt;
 
 use crate::remodel::{
-    self, Channels, Collapse, Positions, RemodelError, Resampling, ast_positions, conv2d_to_conv3d, conv3d_to_conv2d,
-    fold_batch_norm, input_channels, patch_embedding, position_embedding, sinusoid_table,
+    self, Channels, Collapse, MAX_PATCH_SIDE, Positions, RemodelError, Resampling, ast_positions, conv2d_to_conv3d,
+    conv3d_to_conv2d, fold_batch_norm, input_channels, patch_embedding, position_embedding, sinusoid_table,
 };
 
 /// What is computed, in float32, from which tensors. Each is a function of [`crate::remodel`].
@@ -125,10 +125,22 @@ impl Operation {
             (Operation::Channels { to, rule }, &[out, input, high, wide]) => {
                 vec![out, rule.count(input, *to)?, high, wide]
             }
-            (Operation::Patch { to }, &[out, input, _, _]) => vec![out, input, to.0, to.1],
+            (Operation::Patch { to: (height, width) }, &[out, input, _, _]) => {
+                let (height, width) = (*height, *width);
+                if height.max(width) > MAX_PATCH_SIDE {
+                    return Err(RemodelError::Side { what: "patch", height, width, limit: MAX_PATCH_SIDE }.into());
+                }
+                vec![out, input, height, width]
+            }
+            (Operation::Positions { to, .. }, _) if to.0 == 0 || to.1 == 0 => {
+                return Err(RemodelError::Empty { what: "grid of positions", shape: [to.0, to.1].into() }.into());
+            }
             (Operation::Positions { prefix, to, .. }, &[one, _, width]) => {
                 let tokens = to.0.checked_mul(to.1).and_then(|grid| grid.checked_add(*prefix)).ok_or_else(wrong)?;
                 vec![one, tokens, width]
+            }
+            (Operation::Sinusoid { positions: 0, width }, _) => {
+                return Err(RemodelError::Empty { what: "table of positions", shape: [0, *width].into() }.into());
             }
             (Operation::Sinusoid { positions, width }, &[]) => vec![1, *positions, *width],
             (Operation::ProbeWeight, &[classes, width]) => vec![classes, width],

@@ -10,6 +10,7 @@ use super::compute::{Operation, OperationProblem};
 use super::{Bytes, Placement, StateDict, TensorData, Unchecked};
 use crate::container::StoredTensor;
 use crate::error::{Error, Result};
+use crate::remodel::MAX_ELEMENTS;
 use crate::tensor::{ByteOrder, DType, TensorSpec, contiguous_strides, decode_f64};
 
 /// How a tensor is made of the tensors of other state dicts.
@@ -90,8 +91,13 @@ pub enum DeriveProblem {
     #[error("it is to be computed from {0}; numbers are computed from float64, float32, float16 and bfloat16")]
     Type(DType),
     /// What it is to be computed from does not fit.
-    #[error("{0}")]
-    Operation(OperationProblem),
+    #[error("it cannot be made ({operation}): {problem}")]
+    Operation {
+        /// The operation, in words.
+        operation: String,
+        /// Why.
+        problem: Box<OperationProblem>,
+    },
     /// An order that is none of the dimensions.
     #[error("{shape:?} cannot be put in the order {order:?}")]
     Order {
@@ -123,6 +129,14 @@ pub enum DeriveProblem {
     /// Larger than any memory.
     #[error("it is larger than any memory")]
     Overflow,
+    /// Numbers that no file has, and more of them than any model needs.
+    #[error(
+        "it would have the shape {shape:?}, which is more than the {MAX_ELEMENTS} numbers that are made at most: ask for less"
+    )]
+    TooLarge {
+        /// The shape that is wanted.
+        shape: Vec<usize>,
+    },
 }
 
 /// What an expression makes: its type and shape.
@@ -205,7 +219,9 @@ impl Expr {
                     return Err(DeriveProblem::Type(*dtype));
                 }
                 let shapes: Vec<&[usize]> = kinds.iter().map(|(_, shape)| shape.as_slice()).collect();
-                Ok((DType::F32, op.shape(&shapes).map_err(DeriveProblem::Operation)?))
+                let wrong =
+                    |problem| DeriveProblem::Operation { operation: op.to_string(), problem: Box::new(problem) };
+                Ok((DType::F32, small_enough(op.shape(&shapes).map_err(wrong)?)?))
             }
             Expr::Permuted { of, order } => {
                 let (dtype, shape) = of.kind(inputs)?;
@@ -241,8 +257,7 @@ impl Expr {
                 if *value != 0.0 && !matches!(dtype, DType::F32 | DType::F64) {
                     return Err(DeriveProblem::Type(*dtype));
                 }
-                numel(shape)?.checked_mul(dtype.size()).ok_or(DeriveProblem::Overflow)?;
-                Ok((*dtype, shape.clone()))
+                Ok((*dtype, small_enough(shape.clone())?))
             }
         }
     }
@@ -262,41 +277,41 @@ impl Expr {
         }
     }
 
-    /// The elements, of tensors that [`Expr::kind`] accepts.
-    fn data<'c>(&self, inputs: &[StateDict<'c>]) -> Result<TensorData<'c>> {
+    /// The elements, of tensors that [`Expr::kind`] accepts; `name` is what messages call the tensor that they are for.
+    fn data<'c>(&self, name: &str, inputs: &[StateDict<'c>]) -> Result<TensorData<'c>> {
         match self {
             Expr::Tensor { input, tensor } => inputs[*input].tensor(*tensor),
             Expr::Narrow { of, dim, first, count } => {
-                let mut data = of.data(inputs)?;
+                let mut data = of.data(name, inputs)?;
                 let stored = data.stored.to_mut();
                 stored.offset += first * stored.strides[*dim];
                 stored.shape[*dim] = *count;
                 Ok(data)
             }
             Expr::Computed { op, of } => {
-                let data = of.iter().map(|of| of.data(inputs)).collect::<Result<Vec<_>>>()?;
+                let data = of.iter().map(|of| of.data(name, inputs)).collect::<Result<Vec<_>>>()?;
                 let values: Vec<Vec<f32>> = data.iter().map(floats).collect();
                 let arrays: Vec<(&[f32], &[usize])> =
                     values.iter().zip(&data).map(|(v, d)| (v.as_slice(), d.stored.shape.as_slice())).collect();
                 let shapes: Vec<&[usize]> = arrays.iter().map(|(_, shape)| *shape).collect();
                 let wrong = |problem: OperationProblem| Error::Tensor {
                     path: inputs[0].checkpoint.path.clone(),
-                    tensor: format!("{op}"),
-                    problem: DeriveProblem::Operation(problem).into(),
+                    tensor: name.to_owned(),
+                    problem: DeriveProblem::Operation { operation: op.to_string(), problem: Box::new(problem) }.into(),
                 };
                 let shape = op.shape(&shapes).map_err(wrong)?;
                 let result = op.apply(&arrays).map_err(wrong)?;
                 Ok(made(DType::F32, &shape, result.iter().flat_map(|x| x.to_le_bytes()).collect()))
             }
             Expr::Permuted { of, order } => {
-                let mut data = of.data(inputs)?;
+                let mut data = of.data(name, inputs)?;
                 let stored = data.stored.to_mut();
                 stored.shape = order.iter().map(|&d| stored.shape[d]).collect();
                 stored.strides = order.iter().map(|&d| stored.strides[d]).collect();
                 Ok(data)
             }
             Expr::Reshaped { of, shape } => {
-                let mut data = of.data(inputs)?;
+                let mut data = of.data(name, inputs)?;
                 if !crate::tensor::is_contiguous(&data.stored.shape, &data.stored.strides) {
                     data = made(data.dtype(), shape, data.view().to_vec());
                 }
@@ -308,7 +323,7 @@ impl Expr {
                 let (mut bytes, mut rows) = (Vec::new(), 0);
                 let mut first = None;
                 for part in parts {
-                    let data = part.data(inputs)?;
+                    let data = part.data(name, inputs)?;
                     data.view().for_each_piece(&mut Vec::new(), |piece| bytes.extend_from_slice(piece));
                     rows += data.stored.shape[0];
                     first.get_or_insert((data.dtype(), data.stored.shape.clone()));
@@ -349,6 +364,14 @@ fn numel(shape: &[usize]) -> Result<usize, DeriveProblem> {
     shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(DeriveProblem::Overflow)
 }
 
+/// A shape of numbers that are not in a file, and whose count a flag may decide: no more than [`crate::remodel`] computes.
+fn small_enough(shape: Vec<usize>) -> Result<Vec<usize>, DeriveProblem> {
+    match numel(&shape) {
+        Ok(count) if count <= MAX_ELEMENTS => Ok(shape),
+        _ => Err(DeriveProblem::TooLarge { shape }),
+    }
+}
+
 /// Contiguous little-endian elements that are in no file.
 fn made<'c>(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> TensorData<'c> {
     let (shape, strides) = (shape.to_vec(), contiguous_strides(shape));
@@ -368,14 +391,14 @@ pub(super) struct Derived<'c> {
 }
 
 impl<'c> Derived<'c> {
-    pub(super) fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
-        self.items[index].data(&self.inputs)
+    pub(super) fn tensor(&self, name: &str, index: usize) -> Result<TensorData<'c>> {
+        self.items[index].data(name, &self.inputs)
     }
 
-    pub(super) fn unchecked(&self, index: usize) -> Result<(TensorData<'c>, Option<Unchecked<'c>>)> {
+    pub(super) fn unchecked(&self, name: &str, index: usize) -> Result<(TensorData<'c>, Option<Unchecked<'c>>)> {
         match self.items[index].plain() {
             Some((input, tensor)) => self.inputs[input].unchecked(tensor),
-            None => Ok((self.tensor(index)?, None)),
+            None => Ok((self.tensor(name, index)?, None)),
         }
     }
 
@@ -383,14 +406,14 @@ impl<'c> Derived<'c> {
         self.items[index].is_in_place(&self.inputs)
     }
 
-    pub(super) fn storage_run(&self, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {
+    pub(super) fn storage_run(&self, name: &str, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {
         match self.items[index].plain() {
             Some((input, tensor)) => self.inputs[input].storage_run(tensor, first, count),
             // What is made shares its elements with nothing.
             None => {
-                let numel = self.tensor(index)?.view().numel();
+                let numel = self.tensor(name, index)?.view().numel();
                 let flat = Expr::Reshaped { of: Box::new(self.items[index].clone()), shape: vec![numel] };
-                flat.rows(first, count).data(&self.inputs)
+                flat.rows(first, count).data(name, &self.inputs)
             }
         }
     }

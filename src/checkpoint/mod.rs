@@ -210,8 +210,11 @@ impl Checkpoint {
     /// [`Error::Root`] if there is no such root, none at all, or several and none is the obvious one;
     /// [`Error::Tensor`] if a name occurs twice in it.
     pub fn state_dict(&self, choice: &RootChoice) -> Result<StateDict<'_>> {
-        let selected = roots::select(&self.roots, &self.reached, choice)
-            .map_err(|problem| Error::Root { path: self.path.clone(), problem })?;
+        let selected = roots::select(&self.roots, &self.reached, choice).map_err(|problem| Error::Root {
+            path: self.path.clone(),
+            option: roots::OPTION,
+            problem,
+        })?;
         if let Some(tensor) = duplicate(&selected.tensors) {
             let (path, tensor) = (self.path.clone(), tensor.to_owned());
             return Err(Error::Tensor { path, tensor, problem: TensorProblem::DuplicateName });
@@ -430,7 +433,7 @@ impl<'c> StateDict<'c> {
     /// [`Error::Changed`] if the file is not what it was when it was opened.
     pub fn tensor(&self, index: usize) -> Result<TensorData<'c>> {
         if let Some(derived) = &self.derived {
-            return derived.tensor(index);
+            return derived.tensor(&self.specs[index].name, index);
         }
         let stored = self.stored[index];
         let order = self.checkpoint.contents.storages[stored.storage].order;
@@ -444,7 +447,7 @@ impl<'c> StateDict<'c> {
     /// As [`StateDict::tensor`].
     pub(crate) fn unchecked(&self, index: usize) -> Result<(TensorData<'c>, Option<Unchecked<'c>>)> {
         if let Some(derived) = &self.derived {
-            return derived.unchecked(index);
+            return derived.unchecked(&self.specs[index].name, index);
         }
         let (stored, checkpoint) = (self.stored[index], self.checkpoint);
         let storage = &checkpoint.contents.storages[stored.storage];
@@ -497,7 +500,7 @@ impl<'c> StateDict<'c> {
     /// [`Error::Tensor`] if the storage does not have them, and as [`StateDict::tensor`].
     pub(crate) fn storage_run(&self, index: usize, first: usize, count: usize) -> Result<TensorData<'c>> {
         if let Some(derived) = &self.derived {
-            return derived.storage_run(index, first, count);
+            return derived.storage_run(&self.specs[index].name, index, first, count);
         }
         let data = self.tensor(index)?;
         let stored = StoredTensor { shape: vec![count], strides: vec![1], offset: first, ..data.stored.into_owned() };

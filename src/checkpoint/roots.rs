@@ -56,15 +56,13 @@ pub enum RootProblem {
     #[error("it holds no tensors")]
     NoTensors,
     /// The file holds tensors, but in no mapping by name.
-    #[error(
-        "its tensors are in no dictionary by name; --root '' (--aux-root for an auxiliary) takes all by their full paths"
-    )]
+    #[error("its tensors are in no dictionary by name; --root '' takes all by their full paths")]
     NoMapping,
     /// Several roots could hold the model.
-    #[error("several parts of it could be the model; choose one with --root (--aux-root for an auxiliary):\n{}", Listing(.0))]
+    #[error("several parts of it could be the model; choose one with --root:\n{}", Listing(.0))]
     Ambiguous(Vec<Root>),
     /// Only averaged weights are there.
-    #[error("it holds averaged (EMA) weights only, which are never taken silently; name them with --root (--aux-root for an auxiliary):\n{}", Listing(.0))]
+    #[error("it holds averaged (EMA) weights only, which are never taken silently; name them with --root:\n{}", Listing(.0))]
     OnlyEma(Vec<Root>),
     /// There is no such root.
     #[error("it has nothing at {path:?}; {}", if .roots.is_empty() { "its tensors are in no dictionary by name, and '' takes all by their full paths".to_owned() } else { format!("what there is:\n{}", Listing(.roots)) })]
@@ -74,6 +72,20 @@ pub enum RootProblem {
         /// The roots there are.
         roots: Vec<Root>,
     },
+}
+
+/// What chooses a root, as messages have it.
+pub(super) const OPTION: &str = "--root";
+
+impl RootProblem {
+    /// The message, with another option as the way out.
+    pub(crate) fn with(&self, option: &str) -> String {
+        match self {
+            RootProblem::NoTensors | RootProblem::NoSuchRoot { .. } => self.to_string(),
+            // What comes first is ours, the names of the file follow.
+            _ => self.to_string().replacen(OPTION, option, 1),
+        }
+    }
 }
 
 struct Listing<'r>(&'r [Root]);

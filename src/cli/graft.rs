@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use clap::builder::NonEmptyStringValueParser;
 use m2pt_surgery::{BlockSet, FoldRequest, Format, LambdaSpec, LayerKind, RootChoice};
 use serde_json::json;
 
@@ -38,15 +39,9 @@ pub(super) struct Args {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
 
-    /// The lambdas to start from, as for fold
-    #[arg(
-        long,
-        value_name = "LAMBDA",
-        allow_hyphen_values = true,
-        conflicts_with = "lambda_file",
-        default_value = "0"
-    )]
-    lambda: String,
+    /// The lambdas to start from, as for fold; 0 without
+    #[arg(long, value_name = "LAMBDA", allow_hyphen_values = true, conflicts_with = "lambda_file")]
+    lambda: Option<String>,
 
     /// A JSON object of lambdas by layer to start from
     #[arg(long, value_name = "FILE")]
@@ -73,7 +68,7 @@ pub(super) struct Args {
     aux_root: Option<String>,
 
     /// Write the tensors of a .pth file under this key, as training scripts expect: {'model': {...}}
-    #[arg(long, visible_alias = "with-state-dict-prefix", value_name = "KEY")]
+    #[arg(long, visible_alias = "with-state-dict-prefix", value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     wrap: Option<String>,
 
     /// The output's format, where its extension does not tell
@@ -87,6 +82,10 @@ pub(super) struct Args {
     /// Let NaN and infinity pass into the output
     #[arg(long)]
     allow_non_finite: bool,
+
+    /// Keep provenance (hashes of the inputs, lambdas) out of a safetensors header
+    #[arg(long)]
+    no_metadata: bool,
 
     #[command(flatten)]
     run: RunArgs,
@@ -106,12 +105,14 @@ fn request(args: &Args) -> Result<FoldRequest> {
         Some(OutputFormat::Safetensors) => FoldRequest::with_format(&args.target, &args.output, Format::Safetensors),
         None => FoldRequest::new(&args.target, &args.output)?,
     };
-    let mut aux = aux(&args.aux)?;
-    let lambda = match &args.lambda_file {
-        Some(path) => lambda_file(path)?,
-        None => LambdaSpec::parse(&args.lambda).context("--lambda")?,
+    let aux = aux(&args.aux)?;
+    request.lambda = match (&args.lambda_file, &args.lambda) {
+        (Some(path), _) => Some(lambda_file(path)?),
+        (None, Some(text)) => Some(LambdaSpec::parse(text).context("--lambda")?),
+        // As the reference module begins.
+        (None, None) if aux.lambda.is_none() => Some(LambdaSpec::parse("0")?),
+        (None, None) => None,
     };
-    aux.lambda.get_or_insert(lambda);
     request.aux = vec![aux];
     let root = |path: &Option<String>| path.clone().map_or(RootChoice::Auto, RootChoice::Path);
     (request.target_root, request.aux_root) = (root(&args.root), root(&args.aux_root));
@@ -120,6 +121,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     request.depth_mismatch = args.depth_mismatch.into();
     request.run = args.run.options(args.allow_non_finite);
     request.force = args.force;
+    request.metadata = !args.no_metadata;
     request.wrap = args.wrap.clone().unwrap_or_default();
     Ok(request)
 }
@@ -133,7 +135,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let done = if args.dry_run {
         None
     } else {
-        let mut bar = Bar::new(graft.plan().bytes(), "grafting", printer.quiet() || args.json);
+        let mut bar = Bar::new(graft.work_bytes(), "grafting", printer.quiet() || args.json);
         Some(graft.run(&mut bar)?)
     };
     let output = printable(&args.output.display().to_string());
@@ -152,7 +154,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
                 "aux": graft.aux().iter().map(|aux| aux.tensors.checkpoint().path().display().to_string()).collect::<Vec<_>>(),
                 "output": {
                     "file": args.output.display().to_string(), "tensors": graft.plan().outputs.len(), "bytes": size,
-                    "written": done.is_some(), "files": files(&graft.files()),
+                    "written": done.is_some(), "files": files(graft.files()),
                 },
                 "layers": layers.collect::<Vec<_>>(),
                 "notes": graft.plan().notes,
@@ -161,7 +163,6 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             return Ok(printer.json(&value)?);
         }
         models(graft.target(), graft.aux(), printer)?;
-        printer.line("")?;
         if done.is_none() {
             printer.rows(&["layer", "auxiliary", "lambda"], graft.layers(), |layer| {
                 let term = layer.terms.first();

@@ -21,6 +21,10 @@ pub(super) struct RunArgs {
     /// Do not wait for the disk: faster, but a power failure soon afterwards may leave a damaged file under the output's name
     #[arg(long)]
     no_sync: bool,
+
+    /// Put SHA-256 of every input into the provenance in a safetensors header: a second or so for each gigabyte
+    #[arg(long, conflicts_with = "no_metadata")]
+    hash_inputs: bool,
 }
 
 fn rate(text: &str) -> Result<NonZeroU64, String> {
@@ -29,7 +33,7 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
 
 impl RunArgs {
     pub(super) fn options(&self, allow_non_finite: bool) -> RunOptions {
-        let RunArgs { threads, limit_rate, no_sync } = *self;
-        RunOptions { allow_non_finite, threads, limit_rate, no_sync }
+        let RunArgs { threads, limit_rate, no_sync, hash_inputs } = *self;
+        RunOptions { allow_non_finite, threads, limit_rate, no_sync, hash_inputs }
     }
 }

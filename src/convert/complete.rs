@@ -96,6 +96,15 @@ impl ConvertInputs {
             return Err(self.wrong(ConvertProblem::Pathway { name: item.name.clone() }));
         }
         self.fill(items, &detected, donor, decided)?;
+        if let (Some(wanted), shape) = (self.request.classes.filter(|&classes| classes > 0), items.shape("head.weight"))
+        {
+            // A donor's head has as many as it has.
+            let shape = shape.ok_or_else(|| self.lacks("--num-classes", "head.weight"))?;
+            if shape.first() != Some(&wanted) {
+                let way = "and it is no head of so many classes: --head zero makes one";
+                return Err(self.bad_shape("--num-classes", "head.weight", &shape, way));
+            }
+        }
         let dict = items.dict()?;
         let detected = Config::detect(&dict, &hints).map_err(|problem| self.model(problem))?;
         detected.config.check_tensors(&dict).map_err(|problem| self.model(problem))?;
@@ -110,7 +119,10 @@ impl ConvertInputs {
     /// The donor's tensors under timm's names, and how each is made of those in its file.
     fn donor(&self) -> Result<Option<(StateDict<'_>, Vec<Item>)>> {
         let Some(donor) = &self.donor else { return Ok(None) };
-        let dict = donor.state_dict(&crate::checkpoint::RootChoice::Auto)?;
+        /// There is no option for it: a donor is nearly always a model by itself.
+        const ALONE: &str = "a conversion of its own (convert FILE --root PATH), and fill from what that writes";
+        let dict = donor.state_dict(&crate::checkpoint::RootChoice::Auto);
+        let dict = dict.map_err(|error| error.root_chosen_by(ALONE))?;
         dict.require_dense()?;
         let family = Family::recognise(dict.specs()).map_or_else(Family::timm, |found| found.family);
         let (items, _) = self.mapped(&dict, &family, donor.path())?;

@@ -1,5 +1,6 @@
 //! Why a conversion cannot be done.
 
+use crate::container::MAX_NAME_BYTES;
 use crate::model::ModelError;
 use crate::naming::MapProblem;
 
@@ -33,9 +34,36 @@ pub enum ConvertProblem {
         /// The option.
         option: &'static str,
     },
+    /// An option that is about a model of timm's, where the output has a family's names.
+    #[error(
+        "{option} is about models under timm's names, and the output has those of {family}: convert with it --to timm first, and what \
+         that writes to the family"
+    )]
+    NotForFamilies {
+        /// The option.
+        option: &'static str,
+        /// The family's title.
+        family: String,
+    },
+    /// A head that is asked for and left out.
+    #[error(
+        "--head drop and --num-classes 0 leave the head out; --head zero and other --num-classes ask for one: choose one of both"
+    )]
+    HeadOrNone,
+    /// Another way to make positions, of which none are made.
+    #[error("--positions ast would do nothing: the positions are those of the output's grid already")]
+    NothingResampled,
     /// `.pth` has no place for values.
-    #[error("--keep-values writes into the header of a safetensors file; a .pth file has none")]
+    #[error(
+        "--keep-values writes into the header of a safetensors file, and a .pth file has none: write .safetensors, or leave it out"
+    )]
     ValuesInPth,
+    /// Nor for provenance.
+    #[error("{option} is for the header of a safetensors file, and a .pth file has none: leave it out")]
+    NoHeader {
+        /// The option.
+        option: &'static str,
+    },
     /// Two tensors would have one name.
     #[error("both {first:?} and {second:?} would be called {name:?}")]
     Collision {
@@ -45,6 +73,16 @@ pub enum ConvertProblem {
         first: String,
         /// What the second is made of.
         second: String,
+    },
+    /// A name that no reader would take.
+    #[error(
+        "--rename or --add-prefix makes a name of {bytes} bytes of {from:?}; names have {MAX_NAME_BYTES} bytes at most"
+    )]
+    LongName {
+        /// What the tensor is made of.
+        from: String,
+        /// The length of its name.
+        bytes: usize,
     },
     /// A tensor of a shape that an option is not for.
     #[error("{option} does not fit: {name:?} is {shape:?}, {wanted}")]
@@ -57,6 +95,14 @@ pub enum ConvertProblem {
         shape: Vec<usize>,
         /// What is needed.
         wanted: String,
+    },
+    /// An option that needs another one.
+    #[error("{option} does nothing by itself: add {other}")]
+    Alone {
+        /// The option.
+        option: &'static str,
+        /// What it needs.
+        other: &'static str,
     },
     /// A tensor that an option needs is not there.
     #[error("{option} needs {name:?}, which the model has not got")]
@@ -122,6 +168,17 @@ pub enum ConvertProblem {
     NotInJson {
         /// What cannot be said.
         what: &'static str,
+    },
+    /// Names of other classes than the model's.
+    #[error(
+        "--labels has {labels} names and the model {}: give one name a line, in the order of the classes",
+        if *classes == 0 { "no head".to_owned() } else { format!("{classes} classes") }
+    )]
+    Labels {
+        /// How many names.
+        labels: usize,
+        /// How many classes.
+        classes: usize,
     },
     /// A cast of a type that nothing has.
     #[error("--dtype {pattern:?} matches no floating-point tensor")]

@@ -66,9 +66,9 @@ impl ConvertInputs {
         let request = &self.request;
         let mut decided = Decided::default();
         decided.notes.extend(self.input.lone_shard().map(|shard| format!("{}: {shard}", self.input.path().display())));
+        self.refuse_unused()?;
         let mut items = self.take(&mut decided)?;
         if let Names::Keep = request.names {
-            self.refuse_unused()?;
             self.family(items.inputs[0].specs(), &mut decided)?;
         } else {
             self.to_timm(&mut items, &mut decided)?;
@@ -217,31 +217,46 @@ impl ConvertInputs {
         Ok(())
     }
 
-    /// Refuses options that would do nothing where names stay as they are.
+    /// Refuses options that would do nothing, as the names of the output are.
     fn refuse_unused(&self) -> Result<()> {
         let request = &self.request;
+        let timm = matches!(request.names, Names::Timm);
+        let mapped = !matches!(request.names, Names::Keep);
         let given = [
-            ("--arch", request.arch.is_some()),
-            ("--fill-from", request.fill_from.is_some()),
-            ("--img-size", request.image.is_some()),
-            ("--patch-size", request.patch.is_some()),
-            ("--grid", request.grid.is_some()),
-            ("--positions", request.ast_positions),
-            ("--tubelet", request.tubelet.is_some()),
-            ("--inflate", request.inflate.is_some()),
-            ("--in-chans", request.channels.is_some()),
-            ("--num-classes", request.classes.is_some()),
-            ("--head", request.head != Head::Keep),
-            ("--global-pool", request.pool.is_some()),
-            ("--heads", request.heads.is_some()),
-            ("--act", request.activation.is_some()),
+            ("--family", request.family.is_some(), mapped),
+            ("--img-size", request.image.is_some(), mapped),
+            ("--patch-size", request.patch.is_some(), mapped),
+            ("--grid", request.grid.is_some(), mapped),
+            ("--positions", request.ast_positions, mapped),
+            ("--tubelet", request.tubelet.is_some(), mapped),
+            ("--inflate", request.inflate.is_some(), mapped),
+            ("--in-chans", request.channels.is_some(), mapped),
+            ("--num-classes", request.classes.is_some(), mapped),
+            ("--head", request.head != Head::Keep, mapped),
+            ("--global-pool", request.pool.is_some(), mapped),
+            // These are about the model of timm that the tensors are checked against.
+            ("--arch", request.arch.is_some(), timm),
+            ("--fill-from", request.fill_from.is_some(), timm),
+            ("--heads", request.heads.is_some(), timm),
+            ("--act", request.activation.is_some(), timm),
         ];
-        match given.iter().find(|(_, given)| *given) {
-            Some((option, _)) => Err(self.wrong(ConvertProblem::NeedsTimm { option })),
-            None if request.keep_values && request.format == Format::Pth => {
-                Err(self.wrong(ConvertProblem::ValuesInPth))
-            }
-            None => Ok(()),
+        if let Some((option, ..)) = given.iter().find(|(_, given, used)| *given && !used) {
+            return Err(self.wrong(match &request.names {
+                Names::Family(family) => ConvertProblem::NotForFamilies { option, family: family.title().to_owned() },
+                _ => ConvertProblem::NeedsTimm { option },
+            }));
         }
+        if request.keep_values && request.format == Format::Pth {
+            return Err(self.wrong(ConvertProblem::ValuesInPth));
+        }
+        if request.format == Format::Pth && (!request.metadata || request.run.hash_inputs) {
+            let option = if request.metadata { "--hash-inputs" } else { "--no-metadata" };
+            return Err(self.wrong(ConvertProblem::NoHeader { option }));
+        }
+        let dropped = request.head == Head::Drop || request.classes == Some(0);
+        if dropped && (request.head == Head::Zero || request.classes.is_some_and(|classes| classes > 0)) {
+            return Err(self.wrong(ConvertProblem::HeadOrNone));
+        }
+        Ok(())
     }
 }

@@ -25,12 +25,12 @@ impl ConvertInputs {
         self.norms(items)
     }
 
-    fn bad_shape(&self, option: &'static str, name: &str, shape: &[usize], wanted: &str) -> crate::Error {
+    pub(super) fn bad_shape(&self, option: &'static str, name: &str, shape: &[usize], wanted: &str) -> crate::Error {
         let (name, shape, wanted) = (name.to_owned(), shape.to_vec(), wanted.to_owned());
         self.wrong(ConvertProblem::Shape { option, name, shape, wanted })
     }
 
-    fn lacks(&self, option: &'static str, name: &str) -> crate::Error {
+    pub(super) fn lacks(&self, option: &'static str, name: &str) -> crate::Error {
         self.wrong(ConvertProblem::Lacks { option, name: name.to_owned() })
     }
 
@@ -146,17 +146,24 @@ impl ConvertInputs {
 
     fn positions(&self, items: &mut Items<'_>, patch: Option<(usize, usize)>) -> Result<()> {
         let Some(to) = self.wanted_grid(items, patch) else {
-            return match (&self.request.grid, self.request.ast_positions) {
-                (Some(_), _) => Err(self.lacks("--grid", "--img-size or --arch")),
-                (None, true) => Err(self.lacks("--positions ast", "--img-size or --arch")),
-                (None, false) => Ok(()),
+            let option = match (&self.request.grid, self.request.ast_positions) {
+                (Some(_), _) => "--grid",
+                (None, true) => "--positions ast",
+                (None, false) => return Ok(()),
             };
+            let other = "--img-size (or --arch) for the grid that is wanted";
+            return Err(self.wrong(ConvertProblem::Alone { option, other }));
         };
         let Some(shape) = items.shape(POSITIONS) else {
-            return if self.request.image.is_some() && self.request.fill_from.is_none() {
-                Err(self.lacks("--img-size", POSITIONS))
-            } else {
-                Ok(())
+            // A donor's positions are taken as they are.
+            let asked = [
+                ("--grid", self.request.grid.is_some()),
+                ("--positions ast", self.request.ast_positions),
+                ("--img-size", self.request.image.is_some() && self.request.fill_from.is_none()),
+            ];
+            return match asked.iter().find(|(_, asked)| *asked) {
+                Some((option, _)) => Err(self.lacks(option, POSITIONS)),
+                None => Ok(()),
             };
         };
         let &[1, count, _] = shape.as_slice() else {
@@ -171,13 +178,13 @@ impl ConvertInputs {
                 let patches = grid.0.saturating_mul(grid.1);
                 let fits = prefixes.iter().find(|&&prefix| prefix.checked_add(patches) == Some(count));
                 let wanted =
-                    || format!("and {} x {} patches with {first} tokens before them are others", grid.0, grid.1);
+                    || format!("and {} x {} patches, with {first} for tokens before them, are others", grid.0, grid.1);
                 (*fits.ok_or_else(|| self.bad_shape("--grid", POSITIONS, &shape, &wanted()))?, grid)
             }
             None => {
                 let exact =
                     prefixes.iter().find(|&&p| to.0.checked_mul(to.1).and_then(|n| n.checked_add(p)) == Some(count));
-                if let (Some(_), true) = (exact, to.0 == to.1) {
+                if let (Some(_), true, false) = (exact, to.0 == to.1, self.request.ast_positions) {
                     return Ok(());
                 }
                 let found = prefixes.iter().find(|&&prefix| count.checked_sub(prefix).is_some_and(square));
@@ -187,9 +194,11 @@ impl ConvertInputs {
                 (prefix, ((count - prefix).isqrt(), (count - prefix).isqrt()))
             }
         };
-        if from != to
-            && let Some(item) = items.get_mut(POSITIONS)
-        {
+        if from == to {
+            let nothing = self.request.ast_positions.then(|| self.wrong(ConvertProblem::NothingResampled));
+            return nothing.map_or(Ok(()), Err);
+        }
+        if let Some(item) = items.get_mut(POSITIONS) {
             item.compute(Operation::Positions { prefix, from, to, ast: self.request.ast_positions });
         }
         Ok(())
@@ -238,11 +247,19 @@ impl ConvertInputs {
                 }
                 Ok(())
             }
-            (Head::Zero, None) => Err(self.lacks("--head zero without --num-classes", "head.weight")),
+            (Head::Zero, None) => {
+                let (option, other) = ("--head zero", "--num-classes, since there is no head that tells how many");
+                Err(self.wrong(ConvertProblem::Alone { option, other }))
+            }
             (_, Some(wanted)) if there.is_some_and(|there| there != wanted) => {
                 let shape = items.shape("head.weight").unwrap_or_default();
                 let way = "another number of classes needs another head: --head zero, or --head drop";
                 Err(self.bad_shape("--num-classes", "head.weight", &shape, way))
+            }
+            // Without a head there is none to check, unless a donor gives one.
+            (_, Some(_)) if there.is_none() && request.fill_from.is_none() => {
+                let (option, other) = ("--num-classes", "--head zero, since there is no head");
+                Err(self.wrong(ConvertProblem::Alone { option, other }))
             }
             _ => Ok(()),
         }

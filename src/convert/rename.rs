@@ -1,7 +1,8 @@
 //! Names and types of the output.
 
-use super::items::Items;
+use super::items::{Item, Items};
 use super::{ConvertInputs, ConvertProblem, Decided};
+use crate::container::MAX_NAME_BYTES;
 use crate::error::Result;
 
 impl ConvertInputs {
@@ -12,6 +13,8 @@ impl ConvertInputs {
             for item in &mut items.all {
                 found |= pattern.is_match(&item.name);
                 item.name = pattern.replace_all(&item.name, replacement.as_str()).into_owned();
+                // At once: each of many can double it.
+                self.require_short(item)?;
             }
             if !found {
                 let (option, pattern) = ("--rename", pattern.as_str().to_owned());
@@ -20,6 +23,7 @@ impl ConvertInputs {
         }
         if let Some(prefix) = &self.request.renames.add_prefix {
             items.all.iter_mut().for_each(|item| item.name.insert_str(0, prefix));
+            items.all.iter().try_for_each(|item| self.require_short(item))?;
         }
         match items.collision() {
             None => Ok(()),
@@ -28,6 +32,15 @@ impl ConvertInputs {
                 Err(self.wrong(ConvertProblem::Collision { name, first, second }))
             }
         }
+    }
+
+    /// Refuses a name that no reader would take.
+    fn require_short(&self, item: &Item) -> Result<()> {
+        if item.name.len() <= MAX_NAME_BYTES {
+            return Ok(());
+        }
+        let (from, bytes) = (item.from.join(" + "), item.name.len());
+        Err(self.wrong(ConvertProblem::LongName { from, bytes }))
     }
 
     /// Gives each floating-point tensor the type that was asked for.

@@ -122,6 +122,10 @@ pub struct ConvertRequest {
     pub wrap: Option<String>,
     /// Whether the output is a folder that timm opens by itself: `model.safetensors` and `config.json`.
     pub timm_dir: bool,
+    /// The names of the classes, for the `config.json` of such a folder.
+    pub labels: Option<Vec<String>>,
+    /// Whether provenance goes into the header of a safetensors file.
+    pub metadata: bool,
     /// Whether files that are there already are replaced.
     pub force: bool,
 }
@@ -171,6 +175,8 @@ impl ConvertRequest {
             max_shard_bytes: None,
             wrap: None,
             timm_dir: false,
+            labels: None,
+            metadata: true,
             force: false,
         }
     }

@@ -1,15 +1,19 @@
 //! A conversion that is decided on, and its run.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::{ConvertInputs, ConvertRequest, Decided, Item, timm_dir};
-use crate::checkpoint::StateDict;
+use serde_json::{Map, Value, json};
+
+use super::{ConvertInputs, ConvertRequest, Decided, Item, Names, timm_dir};
+use crate::checkpoint::{Checkpoint, StateDict};
 use crate::engine::{Lost, Progress};
 use crate::error::{Error, Result};
 use crate::model::Detected;
 use crate::naming::Recognised;
 use crate::plan::Plan;
+use crate::provenance;
 use crate::streaming::stream;
 use crate::write::{Destination, Format, Layout, ScratchFile};
 
@@ -21,9 +25,31 @@ pub struct PlannedConversion<'i> {
     items: Vec<Item>,
     plan: Plan,
     decided: Decided,
-    layout: Layout,
+    destination: Destination,
+    /// That of a dry run, which knows no hashes yet.
+    layout: Option<Layout>,
     /// The `config.json` beside the weights.
     config: Option<(PathBuf, String)>,
+}
+
+/// Under which key values are kept in a header.
+const VALUES: &str = "m2pt_surgery_values";
+
+/// What a file holds besides tensors: texts of the header of a safetensors file, which stay what they are, and other values.
+/// Which library wrote the tensors is said anew.
+fn described(input: &Checkpoint) -> (BTreeMap<String, String>, Map<String, Value>) {
+    let mut values = input.values();
+    let mut texts = BTreeMap::new();
+    if let Some(header) = values.remove("__metadata__") {
+        match header.as_object() {
+            Some(all) if all.values().all(Value::is_string) => {
+                let text = |(key, text): (&String, &Value)| Some((key.clone(), text.as_str()?.to_owned()));
+                texts.extend(all.iter().filter(|(key, _)| *key != "format").filter_map(text));
+            }
+            _ => drop(values.insert("__metadata__".to_owned(), header)),
+        }
+    }
+    (texts, values)
 }
 
 /// What a conversion did.
@@ -49,44 +75,97 @@ impl<'i> PlannedConversion<'i> {
         destination: Destination,
     ) -> Result<Self> {
         let request = &inputs.request;
-        let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
-        let mut values = inputs.input.values();
-        // Of another safetensors file: texts stay what they are, and which library wrote it is said anew.
-        let texts = match values.remove("__metadata__") {
-            Some(serde_json::Value::Object(texts)) if texts.values().all(serde_json::Value::is_string) => texts,
-            Some(other) => {
-                values.insert("__metadata__".to_owned(), other);
-                serde_json::Map::new()
-            }
-            None => serde_json::Map::new(),
-        };
-        for (key, text) in texts.into_iter().filter(|(key, _)| key != "format") {
-            match text.as_str() {
-                Some(text) if request.keep_values => metadata.push((key, text.to_owned())),
-                _ => drop(values.insert(key, text)),
-            }
-        }
-        if request.keep_values && !values.is_empty() {
-            metadata.push(("m2pt_surgery_values".to_owned(), serde_json::Value::Object(values).to_string()));
-        } else if !values.is_empty() {
+        let (texts, values) = described(&inputs.input);
+        let kept = if request.format == Format::Safetensors { BTreeMap::new() } else { texts };
+        let lost: Vec<&str> = kept.keys().map(String::as_str).chain(values.keys().map(String::as_str)).collect();
+        if !lost.is_empty() && !request.keep_values {
             /// Names that are listed; a file may have thousands.
             const LISTED: usize = 12;
-            let names: Vec<&str> = values.keys().map(String::as_str).take(LISTED).collect();
-            let more = if values.len() > LISTED { ", ..." } else { "" };
+            let more = if lost.len() > LISTED { ", ..." } else { "" };
             let way = if request.format == Format::Safetensors { "; --keep-values keeps them as JSON" } else { "" };
-            plan.notes.push(format!("not taken along, being no tensors: {}{more}{way}", names.join(", ")));
+            let lost = lost[..lost.len().min(LISTED)].join(", ");
+            plan.notes.push(format!("not taken along, being no tensors: {lost}{more}{way}"));
         }
-        let path = destination.path.clone();
-        let layout = Layout::new(destination, &plan, &metadata).map_err(|problem| Error::Layout { path, problem })?;
         let config = match (&decided.model, request.timm_dir) {
             (Some(model), true) => {
-                let text = timm_dir::config(model).map_err(|problem| inputs.wrong(problem))?;
-                Some((request.output.join(timm_dir::CONFIG), text))
+                let text = timm_dir::config(model, request.labels.as_deref());
+                Some((request.output.join(timm_dir::CONFIG), text.map_err(|problem| inputs.wrong(problem))?))
             }
             _ => None,
         };
-        let planned = PlannedConversion { inputs, dict, items, plan, decided, layout, config };
+        let mut planned = PlannedConversion { inputs, dict, items, plan, decided, destination, layout: None, config };
+        planned.layout =
+            Some(planned.layout(&provenance::no_hashes(planned.checkpoints().len(), inputs.request.run.hash_inputs))?);
         Ok(planned)
+    }
+
+    /// The open files: the input, and the donor.
+    fn checkpoints(&self) -> Vec<&Checkpoint> {
+        std::iter::once(&self.inputs.input).chain(&self.inputs.donor).collect()
+    }
+
+    /// Whether the output says what it was made from.
+    fn has_provenance(&self) -> bool {
+        self.request().metadata && self.request().format == Format::Safetensors
+    }
+
+    /// Bytes that the run will report as progress: those of tensor data written, and those of inputs hashed.
+    #[must_use]
+    pub fn work_bytes(&self) -> u64 {
+        let hashed =
+            if self.has_provenance() && self.request().run.hash_inputs { self.checkpoints() } else { Vec::new() };
+        self.plan.bytes() + hashed.into_iter().map(Checkpoint::file_bytes).sum::<u64>()
+    }
+
+    /// The layout of the output, where the inputs have those hashes.
+    fn layout(&self, hashes: &[Value]) -> Result<Layout> {
+        let request = self.request();
+        let (mut texts, values) = described(&self.inputs.input);
+        let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
+        let before = texts.remove(provenance::KEY);
+        metadata.extend(texts);
+        if request.keep_values && !values.is_empty() {
+            metadata.retain(|(key, _)| key != VALUES);
+            metadata.push((VALUES.to_owned(), Value::Object(values).to_string()));
+        }
+        if self.has_provenance() {
+            metadata.push((provenance::KEY.to_owned(), self.provenance(hashes, before.as_deref()).to_string()));
+        }
+        let path = self.destination.path.clone();
+        Layout::new(self.destination.clone(), &self.plan, &metadata).map_err(|problem| Error::Layout { path, problem })
+    }
+
+    /// What the output is made from; `before` is what the input says of itself.
+    fn provenance(&self, hashes: &[Value], before: Option<&str>) -> Value {
+        let request = self.request();
+        let family = self.family().map(|found| found.family.name());
+        let before = before.map(|text| serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)));
+        let inputs = hashes.iter().enumerate().map(|(number, hash)| match number {
+            0 => json!({
+                "role": "input", "sha256": hash, "root": self.dict.root(), "family": family, "provenance": before,
+            }),
+            _ => json!({"role": "donor", "sha256": hash}),
+        });
+        let names = match &request.names {
+            Names::Keep => None,
+            Names::Timm => Some("timm"),
+            Names::Family(family) => Some(family.name()),
+        };
+        // Tensor by tensor: what became of the others is that they were renamed, or nothing.
+        let changed = self.items.iter().filter(|item| !item.changes.is_empty());
+        let changed = changed.map(|item| (item.name.clone(), Value::from(item.changes.join("; "))));
+        let options = json!({
+            "to": names,
+            "architecture": self.model().and_then(|model| model.known.as_ref()).map(|known| known.name.clone()),
+            "dtype": request.dtypes.iter().map(|(pattern, dtype)| match pattern {
+                Some(pattern) => format!("{pattern}={}", dtype.name()),
+                None => dtype.name().to_owned(),
+            }).collect::<Vec<_>>(),
+            "allow_non_finite": request.run.allow_non_finite,
+        });
+        let mut record = provenance::record("convert", inputs.collect(), &options);
+        record["changed"] = Value::Object(changed.collect());
+        record
     }
 
     /// What was asked for.
@@ -135,7 +214,7 @@ impl<'i> PlannedConversion<'i> {
     #[must_use]
     pub fn files(&self) -> Vec<(PathBuf, u64)> {
         let config = self.config.iter().map(|(path, text)| (path.clone(), text.len() as u64));
-        self.layout.files().into_iter().chain(config).collect()
+        self.layout.iter().flat_map(Layout::files).chain(config).collect()
     }
 
     /// The size of the output in bytes, all its files together.
@@ -157,7 +236,7 @@ impl<'i> PlannedConversion<'i> {
         if let Some((path, _)) = &self.config {
             crate::write::check_target(path, self.request().force)?;
         }
-        self.layout.check()
+        self.layout.as_ref().map_or(Ok(Vec::new()), Layout::check)
     }
 
     /// Runs the plan and publishes the output.
@@ -168,6 +247,11 @@ impl<'i> PlannedConversion<'i> {
     pub fn run(&self, progress: &mut dyn Progress) -> Result<ConvertReport> {
         let started = Instant::now();
         let request = self.request();
+        let hashes = match self.has_provenance() {
+            true => provenance::hashes(&self.checkpoints(), request.run.hash_inputs, progress)?,
+            false => Vec::new(),
+        };
+        let layout = self.layout(&hashes)?;
         if request.timm_dir {
             let io = |source| Error::Io { action: "create", path: request.output.clone(), source };
             std::fs::create_dir_all(&request.output).map_err(io)?;
@@ -183,9 +267,9 @@ impl<'i> PlannedConversion<'i> {
             None => None,
         };
         let inputs = [self.dict.clone()];
-        let run = stream(self.layout.clone().create()?, &self.plan, &inputs, &request.run, progress)?;
+        let run = stream(layout.create()?, &self.plan, &inputs, &request.run, progress)?;
         if let Some(config) = config {
-            let output = request.output.clone();
+            let output = self.destination.path.clone();
             config.publish().map_err(|source| Error::Sidecar { output, source: Box::new(source) })?;
         }
         Ok(ConvertReport { non_finite: run.non_finite, lost: run.lost, file_bytes, elapsed: started.elapsed() })

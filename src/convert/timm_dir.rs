@@ -17,9 +17,14 @@ const PLAIN: &str = "vit_base_patch16_224";
 /// model is another one.
 ///
 /// # Errors
-/// [`ConvertProblem::NotInJson`] if timm has no name for the architecture and JSON none for one of its arguments.
-pub(super) fn config(model: &Detected) -> Result<String, ConvertProblem> {
+/// [`ConvertProblem::NotInJson`] if timm has no name for the architecture and JSON none for one of its arguments;
+/// [`ConvertProblem::Labels`] if there are not as many as classes.
+pub(super) fn config(model: &Detected, labels: Option<&[String]>) -> Result<String, ConvertProblem> {
     let config = &model.config;
+    let classes = config.classes.unwrap_or(0);
+    if let Some(labels) = labels.map(<[String]>::len).filter(|&labels| labels != classes) {
+        return Err(ConvertProblem::Labels { labels, classes });
+    }
     let (architecture, arguments, mut preprocessing) = match &model.known {
         Some(known) => (known.name.as_str(), differences(config, &known.config), known.preprocessing.clone()),
         None => (PLAIN, arguments(config)?, Map::new()),
@@ -43,19 +48,23 @@ pub(super) fn config(model: &Detected) -> Result<String, ConvertProblem> {
     }
     preprocessing.insert("input_size".into(), json!([config.channels, config.image.0, config.image.1]));
     preprocessing.insert("fixed_input_size".into(), json!(!config.dynamic));
-    preprocessing.insert("num_classes".into(), json!(config.classes.unwrap_or(0)));
+    preprocessing.insert("num_classes".into(), json!(classes));
     preprocessing.insert("pool_size".into(), Value::Null);
     preprocessing.insert("first_conv".into(), json!("patch_embed.proj"));
     let classifier = if config.distilled { json!(["head", "head_dist"]) } else { json!("head") };
     preprocessing.insert("classifier".into(), classifier);
-    let whole = json!({
+    let mut whole = json!({
         "architecture": architecture,
-        "num_classes": config.classes.unwrap_or(0),
+        "num_classes": classes,
         "num_features": config.width,
         "global_pool": config.pool.name(),
         "model_args": arguments,
         "pretrained_cfg": preprocessing,
     });
+    if let Some(labels) = labels {
+        // Where timm's hub has them, by number of the class.
+        whole["label_names"] = json!(labels);
+    }
     Ok(format!("{whole:#}\n"))
 }
 

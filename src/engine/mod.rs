@@ -84,6 +84,8 @@ pub struct RunOptions {
     /// Whether the output is published without waiting for the disk: a power failure soon afterwards may leave a file without its
     /// data under the output's name.
     pub no_sync: bool,
+    /// Whether SHA-256 of every input goes into the provenance that the output carries.
+    pub hash_inputs: bool,
 }
 
 /// What all threads of a run share.

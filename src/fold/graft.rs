@@ -3,15 +3,19 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
+
+use super::provenance::described;
 use super::{FoldInputs, Understood};
-use crate::checkpoint::{Expr, StateDict};
+use crate::checkpoint::{Checkpoint, Expr, StateDict};
 use crate::engine::Progress;
 use crate::error::{Error, Result};
 use crate::naming::{AUX_WEIGHT, SCALE};
 use crate::plan::{self, FoldProblem, FoldedLayer, Plan, Sharing};
+use crate::provenance;
 use crate::streaming::stream;
 use crate::tensor::DType;
-use crate::write::Layout;
+use crate::write::{Format, Layout};
 
 /// A graft that is planned, and only has to be run.
 #[derive(Debug)]
@@ -22,7 +26,7 @@ pub struct PlannedGraft<'i> {
     layers: Vec<FoldedLayer>,
     dict: StateDict<'i>,
     plan: Plan,
-    layout: Layout,
+    files: Vec<(PathBuf, u64)>,
 }
 
 /// What a graft did.
@@ -44,7 +48,16 @@ impl FoldInputs {
     /// [`Error`]: whatever stands in the way.
     pub fn graft(&self) -> Result<PlannedGraft<'_>> {
         let request = &self.request;
-        let (target, aux, folded) = self.matched()?;
+        let (target, aux, folded) = self.matched().map_err(|error| match error {
+            // What a fold says of it would not help here.
+            Error::Fold(problem)
+                if matches!(*problem, FoldProblem::LambdaOnLearned { .. } | FoldProblem::AuxOnLearned { .. }) =>
+            {
+                let target = request.target.display().to_string();
+                Error::Fold(Box::new(FoldProblem::GraftOnPathway { target }))
+            }
+            error => error,
+        })?;
         let wrong = |problem| Err(Error::Fold(Box::new(problem)));
         if aux.len() != 1 {
             return wrong(FoldProblem::OneAuxOnly { target: request.target.display().to_string(), count: aux.len() });
@@ -80,11 +93,12 @@ impl FoldInputs {
         if request.format.sharing() == Sharing::Keep {
             plan.notes.splice(..0, folded.notes);
         }
-        let metadata = [("format".to_owned(), "pt".to_owned())];
-        let layout = Layout::new(request.destination(), &plan, &metadata)
-            .map_err(|problem| Error::Layout { path: request.output.clone(), problem })?;
-        plan.notes.extend(layout.check()?);
-        Ok(PlannedGraft { inputs: self, target, aux, layers: folded.folded, dict, plan, layout })
+        let mut planned =
+            PlannedGraft { inputs: self, target, aux, layers: folded.folded, dict, plan, files: Vec::new() };
+        let layout = planned.layout(&provenance::no_hashes(2, request.run.hash_inputs))?;
+        planned.files = layout.files();
+        planned.plan.notes.extend(layout.check()?);
+        Ok(planned)
     }
 }
 
@@ -115,8 +129,39 @@ impl<'i> PlannedGraft<'i> {
 
     /// The files of the output with their sizes in bytes, in the order in which they appear.
     #[must_use]
-    pub fn files(&self) -> Vec<(PathBuf, u64)> {
-        self.layout.files()
+    pub fn files(&self) -> &[(PathBuf, u64)] {
+        &self.files
+    }
+
+    /// Bytes that the run will report as progress: those of tensor data written, and those of inputs hashed.
+    #[must_use]
+    pub fn work_bytes(&self) -> u64 {
+        let hashed = if self.has_provenance() && self.inputs.request.run.hash_inputs {
+            self.inputs.checkpoints()
+        } else {
+            Vec::new()
+        };
+        self.plan.bytes() + hashed.into_iter().map(Checkpoint::file_bytes).sum::<u64>()
+    }
+
+    /// Whether the output says what it was made from.
+    fn has_provenance(&self) -> bool {
+        self.inputs.request.metadata && self.inputs.request.format == Format::Safetensors
+    }
+
+    /// The layout of the output, where the inputs have those hashes.
+    fn layout(&self, hashes: &[Value]) -> Result<Layout> {
+        let request = &self.inputs.request;
+        let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
+        if self.has_provenance() {
+            let lambda = |layer: &FoldedLayer| Some((layer.name.clone(), layer.terms.first()?.lambda.into()));
+            let inputs = described(request, &self.target, &self.aux, hashes);
+            let mut record = provenance::record("graft", inputs, &serde_json::json!({}));
+            record["lambdas"] = Value::Object(self.layers.iter().filter_map(lambda).collect());
+            metadata.push((provenance::KEY.to_owned(), record.to_string()));
+        }
+        Layout::new(request.destination(), &self.plan, &metadata)
+            .map_err(|problem| Error::Layout { path: request.output.clone(), problem })
     }
 
     /// Runs the plan and publishes the output.
@@ -126,7 +171,11 @@ impl<'i> PlannedGraft<'i> {
     pub fn run(&self, progress: &mut dyn Progress) -> Result<GraftReport> {
         let started = Instant::now();
         let inputs = [self.dict.clone()];
-        stream(self.layout.clone().create()?, &self.plan, &inputs, &self.inputs.request.run, progress)?;
+        let hashes = match self.has_provenance() {
+            true => provenance::hashes(&self.inputs.checkpoints(), self.inputs.request.run.hash_inputs, progress)?,
+            false => Vec::new(),
+        };
+        stream(self.layout(&hashes)?.create()?, &self.plan, &inputs, &self.inputs.request.run, progress)?;
         let file_bytes = self.files().iter().map(|(_, bytes)| bytes).sum();
         Ok(GraftReport { file_bytes, elapsed: started.elapsed() })
     }

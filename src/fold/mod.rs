@@ -20,7 +20,7 @@ use crate::naming::{Family, Flags, Layers, Recognised, Selector};
 use crate::plan::{self, AuxSide, DepthMismatch, FoldOptions, Plan, Side};
 use crate::streaming::stream;
 use crate::tensor::decode_f64;
-use crate::write::{ScratchFile, check_target, left_notes};
+use crate::write::{Format, ScratchFile, check_target, left_notes};
 
 /// The open inputs of a fold.
 #[derive(Debug)]
@@ -67,7 +67,8 @@ impl<'c> Understood<'c> {
         pattern: Option<&Selector>,
         target: &Layers,
     ) -> Result<Self> {
-        let (tensors, family) = Understood::open(checkpoint, choice, pattern)?;
+        let opened = Understood::open(checkpoint, choice, pattern);
+        let (tensors, family) = opened.map_err(|error| error.root_chosen_by("--aux-root"))?;
         let wrong = |problem| Error::Match { path: checkpoint.path().to_owned(), problem };
         let Some(found) = &family else {
             let layers = match pattern {
@@ -105,6 +106,11 @@ impl<'c> Understood<'c> {
 }
 
 impl FoldInputs {
+    /// The open files: the target, then the auxiliaries.
+    fn checkpoints(&self) -> Vec<&Checkpoint> {
+        std::iter::once(&self.target).chain(&self.aux).collect()
+    }
+
     /// What is worth knowing of the inputs before anything is planned, so that it can be said beside an error as well: the
     /// notes of a plan begin with it.
     #[must_use]
@@ -183,6 +189,12 @@ impl FoldInputs {
         if request.lambda.is_some() && request.aux.is_empty() && scales.iter().any(Option::is_some) {
             let target = request.target.display().to_string();
             return Err(Error::Fold(Box::new(plan::FoldProblem::LambdaOnLearned { target })));
+        }
+        if !request.metadata && request.format == Format::Pth {
+            return unused("--no-metadata", "a .pth file has no header that provenance could be in");
+        }
+        if request.run.hash_inputs && request.format == Format::Pth && !request.sidecar {
+            return unused("--hash-inputs", "a .pth file has no header that they could be in");
         }
         if request.lambda.is_some() && !request.aux.is_empty() && request.aux.iter().all(|aux| aux.lambda.is_some()) {
             return unused("--lambda", "every --aux has a lambda of its own");
@@ -314,7 +326,7 @@ impl<'i> PlannedFold<'i> {
     pub fn run(&self, progress: &mut dyn Progress) -> Result<FoldReport> {
         let started = Instant::now();
         let request = self.request();
-        let provenance = match self.hashes_inputs() {
+        let provenance = match self.has_provenance() {
             true => Some(self.provenance(&self.hashes(progress)?)),
             false => None,
         };

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Family;
+use super::family::Compiled;
 use super::rules::{Unmapped, places};
 use crate::checkpoint::{Expr, Operation};
 use crate::tensor::TensorSpec;
@@ -54,7 +55,12 @@ pub enum MapProblem {
         missing: String,
     },
     /// Tensors that the family has no rule for.
-    #[error("{} in {family} has no counterpart in timm; leave them out with --drop REGEX", list(names))]
+    #[error(
+        "{} of the file {} no rule in the family {family:?}: leave out what is no part of the model with --drop REGEX, or name another family \
+         with --family",
+        list(names),
+        have(names)
+    )]
     Unknown {
         /// The family's title.
         family: String,
@@ -72,7 +78,7 @@ pub enum MapProblem {
         because: String,
     },
     /// A tensor of timm's that the family has no name for.
-    #[error("{} has no name in {family}; leave it out with --drop REGEX", list(names))]
+    #[error("{} {} no name in {family}; leave out what is not needed with --drop REGEX", list(names), have(names))]
     NoWayBack {
         /// The family's title.
         family: String,
@@ -86,6 +92,10 @@ fn list(names: &[String]) -> String {
     let shown: Vec<String> = names.iter().take(LISTED).map(|name| format!("{name:?}")).collect();
     let more = if names.len() > LISTED { format!(" and {} more", names.len() - LISTED) } else { String::new() };
     shown.join(", ") + &more
+}
+
+fn have(names: &[String]) -> &'static str {
+    if names.len() == 1 { "has" } else { "have" }
 }
 
 /// A tensor under its name in timm.
@@ -166,7 +176,8 @@ impl Family {
     /// # Errors
     /// [`MapProblem::NotThatFamily`], [`MapProblem::SeveralModels`].
     pub fn prefix(&self, specs: &[TensorSpec]) -> Result<String, MapProblem> {
-        let found = specs.iter().filter_map(|spec| self.anchor.suffix_of(&spec.name));
+        let anchor = &self.compiled().anchor;
+        let found = specs.iter().filter_map(|spec| anchor.suffix_of(&spec.name));
         let prefixes: BTreeSet<&str> = found.filter(|prefix| self.is_prefix(prefix)).collect();
         let mut prefixes: Vec<String> = prefixes.into_iter().map(str::to_owned).collect();
         match (prefixes.pop(), prefixes.is_empty()) {
@@ -187,28 +198,29 @@ impl Family {
     /// [`MapProblem`], but for tensors without a place: see [`Mapping::require_complete`].
     pub fn map(&self, specs: &[TensorSpec]) -> Result<Mapping, MapProblem> {
         let prefix = self.prefix(specs)?;
+        let Compiled { rules, drop, refuse, .. } = self.compiled();
         let mut found: Vec<(String, usize, Vec<Option<usize>>)> = Vec::new();
         let mut by_name: BTreeMap<String, usize> = BTreeMap::new();
         let mut mapping = Mapping { prefix, ..Mapping::default() };
         for (index, spec) in specs.iter().enumerate() {
             let named = |leave: &&super::rules::Leave| leave.name.is_match(&spec.name);
-            if let Some(leave) = self.drop.iter().find(named) {
+            if let Some(leave) = drop.iter().find(named) {
                 mapping.dropped.push((index, leave.because.clone()));
                 continue;
             }
-            if let Some(leave) = self.refuse.iter().find(named) {
+            if let Some(leave) = refuse.iter().find(named) {
                 mapping.no_place.push((index, leave.because.clone()));
                 continue;
             }
             let own = spec.name.strip_prefix(mapping.prefix.as_str());
-            let places = own.map(|name| places(&self.rules, name, spec)).unwrap_or_default();
+            let places = own.map(|name| places(rules, name, spec)).unwrap_or_default();
             if places.is_empty() {
                 mapping.unknown.push(index);
             }
             for at in places {
                 let entry = *by_name.entry(at.to.clone()).or_insert(found.len());
                 if entry == found.len() {
-                    found.push((at.to.clone(), at.rule, vec![None; self.rules[at.rule].parts()]));
+                    found.push((at.to.clone(), at.rule, vec![None; rules[at.rule].parts()]));
                 }
                 let (_, rule, parts) = &mut found[entry];
                 let taken = if *rule == at.rule { parts[at.part] } else { parts.iter().flatten().next().copied() };
@@ -220,7 +232,7 @@ impl Family {
             }
         }
         for (to, rule, sources) in found {
-            let rule = &self.rules[rule];
+            let rule = &rules[rule];
             let expr = rule.assemble(&to, &sources, specs).map_err(|missing| MapProblem::Part {
                 to: to.clone(),
                 found: sources.iter().flatten().next().map(|&first| specs[first].name.clone()).unwrap_or_default(),
@@ -244,7 +256,7 @@ impl Family {
         let mut back = Unmapped::default();
         let mut lost = Vec::new();
         for (index, spec) in specs.iter().enumerate() {
-            match self.rules.iter().find_map(|rule| rule.split(&spec.name, index, &spec.shape)) {
+            match self.compiled().rules.iter().find_map(|rule| rule.split(&spec.name, index, &spec.shape)) {
                 Some(unmapped) => {
                     back.tensors.extend(unmapped.tensors);
                     back.zeros.extend(unmapped.zeros);

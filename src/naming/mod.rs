@@ -7,7 +7,6 @@
 mod architecture;
 mod family;
 mod layers;
-mod lazy;
 mod mapping;
 mod rules;
 mod selector;

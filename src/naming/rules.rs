@@ -1,6 +1,6 @@
 //! The rules of a family: what its tensors are in timm's names.
 
-use super::lazy::LazyRegex;
+use regex::Regex;
 
 use super::template::{Slots, Template};
 use crate::checkpoint::Expr;
@@ -105,13 +105,14 @@ const MOST_DIMENSIONS: usize = 8;
 /// Names to leave out, and why.
 #[derive(Clone, Debug)]
 pub(super) struct Leave {
-    pub(super) name: LazyRegex,
+    pub(super) name: Regex,
     pub(super) because: String,
 }
 
 impl Leave {
-    pub(super) fn new(row: &LeaveRow) -> Leave {
-        Leave { name: LazyRegex::new(&row.name), because: row.because.clone() }
+    pub(super) fn new(row: &LeaveRow) -> Result<Leave, String> {
+        let name = Regex::new(&row.name).map_err(|error| error.to_string())?;
+        Ok(Leave { name, because: row.because.clone() })
     }
 }
 
@@ -158,18 +159,6 @@ impl Rule {
         let shaping =
             Shaping { rows: row.rows, merge: row.merge.clone(), order: row.order.clone(), unsqueeze: row.unsqueeze };
         Ok(Rule { to, parts, shaping, unstack: row.unstack, one_way: row.one_way })
-    }
-
-    /// Compiles what it is made of.
-    ///
-    /// # Errors
-    /// What is wrong with it.
-    pub(super) fn check(&self) -> Result<(), String> {
-        self.to.check()?;
-        self.parts.iter().try_for_each(|part| match part {
-            Part::Name(name) => name.check(),
-            Part::Zeros => Ok(()),
-        })
     }
 
     /// Where the tensor `spec` goes by this rule, whose name in the family is `name`: nowhere, to one place, or to one for

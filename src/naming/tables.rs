@@ -39,12 +39,12 @@ impl Used {
     fn by(&mut self, family: &Family, prefix: &str, specs: &[TensorSpec]) {
         for spec in specs {
             let names = |rows: &[super::rules::Leave]| rows.iter().position(|row| row.name.is_match(&spec.name));
-            if let Some(row) = names(&family.drop) {
+            if let Some(row) = names(&family.compiled().drop) {
                 self.drop.insert(row);
-            } else if let Some(row) = names(&family.refuse) {
+            } else if let Some(row) = names(&family.compiled().refuse) {
                 self.refuse.insert(row);
             } else if let Some(name) = spec.name.strip_prefix(prefix) {
-                self.rules.extend(places(&family.rules, name, spec).iter().map(|place| place.rule));
+                self.rules.extend(places(&family.compiled().rules, name, spec).iter().map(|place| place.rule));
             }
         }
     }
@@ -93,11 +93,11 @@ fn each_rule_is_used_by_a_file() {
 #[test]
 fn no_name_is_taken_by_two_rules() {
     for (family, table) in Family::all().iter().zip(&tables().unwrap()) {
-        for (number, rule) in family.rules.iter().enumerate() {
+        for (number, rule) in family.compiled().rules.iter().enumerate() {
             let (names, rows) = rule.samples();
             for name in names {
                 let spec = TensorSpec { name: name.clone(), dtype: DType::F32, shape: vec![2, 2] };
-                let places = places(&family.rules, &name, &spec);
+                let places = places(&family.compiled().rules, &name, &spec);
                 // timm's last rule takes what the others leave, and a family's own rows go before those of the one that it is
                 // like.
                 let overridden = number >= table.map.len() && places[0].rule < table.map.len();

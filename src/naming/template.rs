@@ -1,6 +1,6 @@
 //! Names with places for numbers and other parts that differ, in both directions: matched, and written out.
 
-use super::lazy::LazyRegex;
+use regex::Regex;
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Slots {
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     pieces: Vec<Piece>,
-    regex: LazyRegex,
+    regex: Regex,
 }
 
 impl Template {
@@ -107,21 +107,13 @@ impl Template {
                 Piece::Slot(Slot::Any) => "(?<any>.+)".to_owned(),
             })
             .collect();
-        let regex = LazyRegex::new(format!("^(?:{pattern})$"));
+        let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| error.to_string())?;
         Ok(Template { pieces, regex })
-    }
-
-    /// Compiles the template.
-    ///
-    /// # Errors
-    /// If it is too large.
-    pub(super) fn check(&self) -> Result<(), String> {
-        self.regex.get().map(drop)
     }
 
     /// The values that the slots have in `name`, if it is of this form.
     pub(super) fn matches(&self, name: &str) -> Option<Slots> {
-        let captures = self.regex.get().ok()?.captures(name)?;
+        let captures = self.regex.captures(name)?;
         let text = |group: &str| captures.name(group).map(|found| found.as_str().to_owned());
         Some(Slots { number: text("N"), leaf: text("leaf"), any: text("any") })
     }

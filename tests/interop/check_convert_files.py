@@ -1,5 +1,6 @@
 """Conversions of the container alone: every committed file into both formats, and names, types and values on the way."""
 
+import hashlib
 import json
 from collections import OrderedDict
 
@@ -101,7 +102,12 @@ def options(report, tool):
         equal((kept["epoch"], kept["name"]), (7, "vit"), "the values")
         again = tool.work / "valued_again.safetensors"
         tool.run("convert", out, "--keep-values", "-o", again)
-        equal(header(again)["__metadata__"], header(out)["__metadata__"], "the texts")
+        first, second = header(out)["__metadata__"], header(again)["__metadata__"]
+        records = [json.loads(texts.pop("m2pt_surgery")) for texts in (first, second)]
+        equal(second, first, "the texts")
+        equal(records[1]["inputs"][0]["provenance"], records[0], "what the input says of itself")
+        for file, record in ((path, records[0]), (out, records[1])):
+            equal(record["inputs"][0]["sha256"], hashlib.sha256(file.read_bytes()).hexdigest(), "the hash")
         with safe_open(again, "pt") as file:
             equal(file.metadata()["format"], "pt", "the format")
         done = tool.start("convert", path, "--keep-values", "-o", tool.work / "valued.out.pth")

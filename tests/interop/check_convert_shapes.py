@@ -245,6 +245,16 @@ def clip(tool):
     return path, model, "--arch", "vit_base_patch32_clip_quickgelu_224"
 
 
+LABELS = [f"class number {number}, ä" for number in range(7)]
+
+
+def labels(tool):
+    """A file of them."""
+    path = tool.work / "labels.txt"
+    path.write_text("".join(f"{label}\n" for label in LABELS), encoding="utf-8")
+    return path
+
+
 FOLDERS = {
     "of vit_tiny_patch16_224": lambda tool: tiny(tool),
     "of its fixture": digits,
@@ -258,6 +268,7 @@ FOLDERS = {
         "--grid",
         "10x16",
     ),
+    "with the names of the classes": lambda tool: (*tiny(tool), "--labels", labels(tool)),
     "of average pooling": lambda tool: tiny(tool, global_pool="avg", fc_norm=True),
 }
 
@@ -275,6 +286,7 @@ def folder(tool, name, path, model, *args):
         wanted = model.eval()(x)
         families.near(opened(x), wanted, "the output", 1e-5)
     expect(wanted.std() > 1e-3, "the output says nothing")
+    equal(opened.pretrained_cfg.get("label_names"), LABELS if "--labels" in args else None, "the names of the classes")
     data, given = resolve_model_data_config(opened), config["pretrained_cfg"]
     equal(tuple(data["input_size"]), (x.shape[1], *size), "the input size")
     for key in ("mean", "std", "interpolation", "crop_pct", "crop_mode"):

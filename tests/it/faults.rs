@@ -84,7 +84,7 @@ struct Run {
 }
 
 impl Case {
-    /// The fold with these arguments, which writes `targets` in `folder`; with `old`, they are there already.
+    /// The run with these arguments, which writes `targets` in `folder`; with `old`, they are there already.
     fn new(args: &[&'static str], folder: &'static str, targets: &[&'static str], old: bool) -> Case {
         let bench = Bench::new();
         if args.contains(&"large.safetensors") {
@@ -334,6 +334,32 @@ fn a_new_safetensors_is_whole_or_absent_whatever_fails() {
     let case = Case::new(&LARGE, "out", &["out/merged.safetensors"], false);
     assert!(case.calls.iter().filter(|call| call.function == "write").count() >= 4);
     assert!(case.disturb() >= 60);
+}
+
+/// What the other commands write goes the same way.
+const OTHERS: [(&[&str], &str); 3] = [
+    (&["graft", "vit.pth", "--aux", "speech.pth", "-o", "out/merged.pth"], "out/merged.pth"),
+    (&["convert", "large.safetensors", "--no-metadata", "-o", "out/merged.safetensors"], "out/merged.safetensors"),
+    (
+        &["convert", "vit.pth", "--to", "timm", "--heads", "4", "--img-size", "56", "-o", "out/merged.pth"],
+        "out/merged.pth",
+    ),
+];
+
+#[test]
+fn a_conversion_and_a_graft_are_whole_or_absent_whatever_fails() {
+    for (args, target) in OTHERS {
+        assert!(Case::new(args, "out", &[target], false).disturb() >= 40);
+        assert!(Case::new(&[args, &["--force"]].concat(), "out", &[target], true).disturb() >= 40);
+    }
+}
+
+#[test]
+fn a_folder_for_timm_is_whole_or_said_to_be_written_whatever_fails() {
+    let targets = ["out/model.safetensors", "out/config.json"];
+    let args = ["convert", "vit.pth", "--timm-dir", "out", "--heads", "4"];
+    assert!(Case::new(&args, "out", &targets, false).disturb() >= 60);
+    assert!(Case::new(&[&args[..], &["--force"]].concat(), "out", &targets, true).disturb() >= 60);
 }
 
 #[test]

@@ -14,6 +14,15 @@ fn fold<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     [&FOLD, &[output][..], more].concat()
 }
 
+/// The same, and what the other commands write.
+fn every<'a>(output: &'a str, more: &[&'a str]) -> [Vec<&'a str>; 3] {
+    [
+        fold(output, more),
+        [&["graft", "vit.pth", "--aux", "speech.pth", "-o", output], more].concat(),
+        [&["convert", "vit.pth", "--to", "timm", "--heads", "4", "-o", output], more].concat(),
+    ]
+}
+
 fn set_mode(bench: &Bench, name: &str, mode: u32) {
     fs::set_permissions(bench.path(name), fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -160,8 +169,8 @@ mod linux {
     fn leaves_nothing_on_a_full_disk() {
         let bench = Bench::new();
         for output in ["out/merged.pth", "out/merged.safetensors"] {
-            for flags in [&[][..], &["--force"], &["--report"]] {
-                let args = fold(output, flags);
+            let reported = fold(output, &["--report"]);
+            for args in every(output, &[]).into_iter().chain(every(output, &["--force"])).chain([reported]) {
                 let Some((refusal, left)) = run_mounted(&bench, "size=512k", &args) else { return };
                 assert_refusal(&refusal, &args, &["no room for", output, "No space left"]);
                 assert_eq!(left, "", "{args:?}");
@@ -207,13 +216,14 @@ mod linux {
                 if old {
                     bench.put(output, b"precious");
                 }
-                let args = fold(output, flags);
-                let refusal = bench.run_program("sh", &[&["-c", script, "sh", tool], &args[..]].concat());
-                assert_refusal(&refusal, &args, &["cannot write", output, "File too large"]);
-                let left: &[&str] = if old { &[output.strip_prefix("out/").unwrap()] } else { &[] };
-                assert_eq!(bench.out(), left);
+                for args in every(output, flags) {
+                    let refusal = bench.run_program("sh", &[&["-c", script, "sh", tool], &args[..]].concat());
+                    assert_refusal(&refusal, &args, &["cannot write", output, "File too large"]);
+                    let left: &[&str] = if old { &[output.strip_prefix("out/").unwrap()] } else { &[] };
+                    assert_eq!(bench.out(), left);
+                    assert!(!old || bench.read(output) == b"precious");
+                }
                 if old {
-                    assert_eq!(bench.read(output), b"precious");
                     fs::remove_file(bench.path(output)).unwrap();
                 }
             }
@@ -252,11 +262,16 @@ mod linux {
         /// Starts the fold and waits until it is in the middle of writing; also returns the name of the file it writes
         /// to. `ignored` is a signal that it inherits as ignored, as `nohup` and shell scripts make it.
         fn start(&self, more: &[&str], ignored: Option<&str>) -> (Child, String) {
+            self.start_what(&BIG, more, ignored)
+        }
+
+        /// The same of any command.
+        fn start_what(&self, what: &[&str], more: &[&str], ignored: Option<&str>) -> (Child, String) {
             // Whoever runs the tests may ignore signals, too.
             let mut command = Command::new("env");
             command.arg("--default-signal=HUP,INT,TERM");
             command.args(ignored.map(|signal| format!("--ignore-signal={signal}")));
-            command.arg(tool()).args(BIG).args(more).current_dir(self.0.path(""));
+            command.arg(tool()).args(what).args(more).current_dir(self.0.path(""));
             let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
             let started = Instant::now();
             while started.elapsed() < Duration::from_secs(30) && child.try_wait().unwrap().is_none() {
@@ -341,6 +356,28 @@ mod linux {
             assert_eq!(big.0.out(), ["merged.pth"], "{signal}");
             assert_eq!(big.0.read("out/merged.pth"), b"precious");
             fs::remove_file(big.0.path("out/merged.pth")).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_conversion_or_graft_that_is_stopped_or_killed_leaves_no_output() {
+        let big = Big::new();
+        for what in [
+            &["convert", "big.safetensors", "--dtype", "float64", "-o", "out/merged.pth"][..],
+            &["graft", "big.safetensors", "--aux", "other.safetensors", "-o", "out/merged.pth"],
+        ] {
+            big.0.put("out/merged.pth", b"precious");
+            let (child, _) = big.start_what(what, &["--force"], None);
+            assert_refusal(&Big::stop(child, "TERM"), what, &["stopped; nothing was written"]);
+            assert_eq!(big.0.out(), ["merged.pth"], "{what:?}");
+            assert_eq!(big.0.read("out/merged.pth"), b"precious");
+            fs::remove_file(big.0.path("out/merged.pth")).unwrap();
+            let (child, scratch) = big.start_what(what, &[], None);
+            let process = child.id();
+            assert_eq!(Big::stop(child, "KILL").status.signal(), Some(9));
+            assert_eq!(big.0.out(), [scratch.as_str()]);
+            Big::assert_recognisable(&scratch, process);
+            fs::remove_file(big.0.path("out").join(scratch)).unwrap();
         }
     }
 

@@ -29,6 +29,8 @@ mod bad_input;
 mod bench;
 #[cfg(feature = "cli")]
 mod commands;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod converting;
 #[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
 mod faults;
 #[cfg(all(feature = "cli", target_os = "linux"))]

@@ -57,6 +57,23 @@ pub(crate) fn recorded(tensors: &Value) -> Vec<Digest> {
         .collect()
 }
 
+/// The tensors of a file of PyTorch's, which have to be those that PyTorch read in the fixture `name`.
+pub(crate) fn read_as_recorded<'c>(name: &str, checkpoint: &'c Checkpoint) -> StateDict<'c> {
+    let theirs = &expected("torch_files.json")[name];
+    // null: the names that `state_dict()` gives, which have to be the obvious root.
+    let choice = theirs["root"].as_str().map_or(RootChoice::Auto, |root| RootChoice::Path(root.to_owned()));
+    let ours = checkpoint.state_dict(&choice).unwrap();
+    let (mut found, mut wanted) = (digests(&ours), recorded(&theirs["tensors"]));
+    if theirs["any_name"] == true {
+        for digests in [&mut found, &mut wanted] {
+            digests.iter_mut().for_each(|digest| digest.0.clear());
+            digests.sort();
+        }
+    }
+    assert_eq!(found, wanted, "{name}");
+    ours
+}
+
 /// Runs the program in the root of the repository.
 #[cfg(feature = "cli")]
 pub(crate) fn run(args: &[&str]) -> std::process::Output {

@@ -2,12 +2,13 @@
 
 mod show;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
+use clap::builder::NonEmptyStringValueParser;
 use m2pt_surgery::convert::{ConvertRequest, Head, Names};
 use m2pt_surgery::model::{Activation, Known, Pool};
 use m2pt_surgery::remodel::{Channels, Collapse, Inflate};
@@ -65,8 +66,16 @@ pub(super) struct Args {
     fill_from: Option<PathBuf>,
 
     /// Write a folder that timm opens by itself: timm.create_model("local-dir:DIR", pretrained=True)
-    #[arg(long, value_name = "DIR")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with_all = ["rename", "add_prefix", "max_shard_size", "wrap", "format"]
+    )]
     timm_dir: Option<PathBuf>,
+
+    /// Names of the classes for that folder's config.json: a text file, one name a line, in their order
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
 
     /// Take only tensors whose name this matches
     #[arg(long, value_name = "REGEX", value_parser = regex, help_heading = "Names")]
@@ -77,7 +86,7 @@ pub(super) struct Args {
     drop: Vec<Regex>,
 
     /// Take this from the beginning of names; tensors without it are left out
-    #[arg(long, value_name = "TEXT", help_heading = "Names")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), help_heading = "Names")]
     strip_prefix: Option<String>,
 
     /// Replace what a regular expression matches, after the family's mapping; several are done in order
@@ -85,7 +94,7 @@ pub(super) struct Args {
     rename: Vec<(Regex, String)>,
 
     /// Put this before every name
-    #[arg(long, value_name = "TEXT", help_heading = "Names")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new(), help_heading = "Names")]
     add_prefix: Option<String>,
 
     /// Resample positions for images of this size: 384, or 224x448 (height x width)
@@ -148,12 +157,16 @@ pub(super) struct Args {
     #[arg(long, help_heading = "Output file")]
     keep_values: bool,
 
+    /// Keep provenance (hashes of the inputs, what was changed) out of a safetensors header
+    #[arg(long, help_heading = "Output file")]
+    no_metadata: bool,
+
     /// Shards of at most this many bytes of tensors, with an index, as Hugging Face writes them: 2GB, 500MB
     #[arg(long, value_name = "SIZE", value_parser = size, help_heading = "Output file")]
     max_shard_size: Option<u64>,
 
     /// Write the tensors of a .pth file under this key, as training scripts expect: {'model': {...}}
-    #[arg(long, value_name = "KEY", help_heading = "Output file")]
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new(), help_heading = "Output file")]
     wrap: Option<String>,
 
     /// The output's format, where its extension does not tell
@@ -180,7 +193,7 @@ pub(super) struct Args {
     dry_run: bool,
 
     /// List the families that are known, and end
-    #[arg(long)]
+    #[arg(long, exclusive = true)]
     families: bool,
 
     /// One JSON object on standard output
@@ -279,22 +292,39 @@ fn cast(text: &str) -> Result<(Option<Regex>, DType), String> {
     Ok((pattern.map(regex).transpose()?, dtype))
 }
 
-fn family(text: &str) -> Result<Arc<Family>> {
-    /// Bytes of the longest table that is read.
+/// The text of a file that is no larger than 1 MiB; `what` it should be.
+fn small_text(path: &Path, what: &str) -> Result<String> {
+    /// Bytes of the longest file that is read.
     const LONGEST: u64 = 1 << 20;
+    let name = path.display();
+    let io = |source| m2pt_surgery::Error::Io { action: "read", path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(io)?.len() > LONGEST {
+        bail!("{name} is no {what}: it is larger than 1 MiB");
+    }
+    let bytes = std::fs::read(path).map_err(io)?;
+    String::from_utf8(bytes).map_err(|_| anyhow::anyhow!("{name} is no {what}: it is no text in UTF-8"))
+}
+
+/// The lines of a file, each the name of a class.
+fn labels(path: &Path) -> Result<Vec<String>> {
+    let text = small_text(path, "list of labels")?;
+    let labels: Vec<String> = text.lines().map(|line| line.trim().to_owned()).collect();
+    match labels.iter().position(String::is_empty) {
+        Some(line) => bail!("{}: line {} is empty; give one name a line", path.display(), line + 1),
+        None => Ok(labels),
+    }
+}
+
+fn family(text: &str) -> Result<Arc<Family>> {
     if let Some(family) = Family::named(text) {
         return Ok(family);
     }
-    let path = std::path::Path::new(text);
+    let path = Path::new(text);
     if !path.exists() {
         let known: Vec<&str> = Family::all().iter().map(|family| family.name()).collect();
         bail!("there is no family {text:?}, and no such file; known are {}", known.join(", "));
     }
-    if std::fs::metadata(path).with_context(|| format!("cannot read {text}"))?.len() > LONGEST {
-        bail!("{text} is no table of a family: it is larger than 1 MiB");
-    }
-    let table = std::fs::read_to_string(path).with_context(|| format!("cannot read {text}"))?;
-    match Family::parse(&table) {
+    match Family::parse(&small_text(path, "table of a family")?) {
         Ok(family) => Ok(Arc::new(family)),
         Err(problem) => bail!("{text} is no table of a family: {problem}"),
     }
@@ -370,6 +400,11 @@ fn request(args: &Args) -> Result<ConvertRequest> {
     request.keep_values = args.keep_values;
     request.max_shard_bytes = args.max_shard_size;
     request.wrap.clone_from(&args.wrap);
+    if args.labels.is_some() && args.timm_dir.is_none() {
+        bail!("--labels is for the config.json of a folder: write one with --timm-dir DIR");
+    }
+    request.labels = args.labels.as_deref().map(labels).transpose()?;
+    request.metadata = !args.no_metadata;
     request.force = args.force;
     request.run = args.run.options(args.allow_non_finite);
     Ok(request)
@@ -390,7 +425,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let done = if args.dry_run {
         None
     } else {
-        let mut bar = Bar::new(conversion.plan().bytes(), "converting", printer.quiet() || args.json);
+        let mut bar = Bar::new(conversion.work_bytes(), "converting", printer.quiet() || args.json);
         Some(conversion.run(&mut bar)?)
     };
     for name in done.iter().flat_map(|done| &done.non_finite) {

@@ -60,7 +60,8 @@ pub(super) fn result(
             Some(classes) => format!("{classes} classes"),
         };
         let image = format!("{} x {} x {}", config.channels, config.image.0, config.image.1);
-        printer.line(format!("output     {name}: {} x {}, images {image}, {head}", config.depth, config.width))?;
+        printer
+            .line(format!("output     {name}: {} blocks x {}, images {image}, {head}", config.depth, config.width))?;
     }
     printer.line("")?;
     if done.is_none() {
@@ -107,7 +108,6 @@ fn dry_run(conversion: &PlannedConversion<'_>, printer: &mut Printer) -> Result<
             Text::left(changes),
         ]
     })?;
-    printer.line("")?;
     Ok(())
 }
 
@@ -117,7 +117,10 @@ fn coverage(conversion: &PlannedConversion<'_>, printer: &mut Printer) -> Result
     let changed = |item: &&Item| !item.changes.is_empty();
     let same = items.iter().filter(|item| !changed(item) && item.from.as_slice() == [item.name.clone()]).count();
     let renamed = items.iter().filter(|item| !changed(item)).count() - same;
-    let mut parts = vec![format!("{same} as they are")];
+    let mut parts = Vec::new();
+    if same > 0 {
+        parts.push(format!("{same} as they are"));
+    }
     if renamed > 0 {
         parts.push(format!("{renamed} renamed"));
     }

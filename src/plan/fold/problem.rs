@@ -33,6 +33,12 @@ pub enum FoldProblem {
         /// The target.
         target: String,
     },
+    /// A graft onto a target that has pathways.
+    #[error("{target} has trainable pathways already; fold them into its weights first (m2pt-surgery fold)")]
+    GraftOnPathway {
+        /// The target.
+        target: String,
+    },
     /// Several auxiliaries for one set of learned lambdas.
     #[error("{target} carries one learned lambda for each layer, but {count} auxiliaries are given; give one")]
     OneAuxOnly {

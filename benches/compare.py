@@ -1,0 +1,212 @@
+"""Whole commands beside `cp`, PyTorch, safetensors' recipe and mergekit-pytorch, by turns in one run: the tables of docs/performance.md.
+
+    python benches/compare.py --binary target/release/m2pt-surgery [--size base|giant|both] [--rounds 7] [--folder DIR] [--mergekit PATH]
+
+Every output is a new file; the one before is removed first, so that all sides find the same memory for it. `cp` alone stands beside
+`--no-sync`, and `cp` and `sync FILE` beside the default. Inputs are in the page cache. Times are medians, and a ratio is the median of the
+rounds' ratios. Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SIZES = {"base": "vit_base_patch16_224", "giant": "vit_giant_patch14_224"}
+
+MAKE = """
+import sys, timm, torch
+from safetensors.torch import save_file
+name, folder = sys.argv[1:]
+for number, kind in enumerate(("image", "audio", "video", "point")):
+    torch.manual_seed(number)
+    state = timm.create_model(name).state_dict()
+    torch.save(state, f"{folder}/{kind}.pth")
+    if number < 2:
+        save_file({key: value.contiguous() for key, value in state.items()}, f"{folder}/{kind}.safetensors")
+        for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "f16")):
+            torch.save({key: value.to(dtype) for key, value in state.items()}, f"{folder}/{kind}_{short}.pth")
+"""
+
+TORCH_FOLD = """
+import sys, torch
+target, aux, output = sys.argv[1:]
+target, aux = (torch.load(path, mmap=True, weights_only=True) for path in (target, aux))
+layers = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+torch.save({key: value + 0.1 * aux[key] if key.endswith(layers) else value for key, value in target.items()}, output)
+"""
+
+RECIPE = """
+import sys, torch
+from safetensors.torch import save_file
+source, output = sys.argv[1:]
+state = torch.load(source, map_location="cpu", weights_only=True)
+save_file({key: value.contiguous() for key, value in state.items()}, output, metadata={"format": "pt"})
+"""
+
+MERGEKIT = """
+merge_method: task_arithmetic
+base_model: {folder}/zero.safetensors
+models:
+  - {{model: {folder}/image.safetensors, parameters: {{weight: 1.0}}}}
+  - {{model: {folder}/audio.safetensors, parameters: {{weight: 0.1}}}}
+"""
+
+
+def timed(command):
+    start = time.perf_counter()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{command}: {done.stderr}")
+    return time.perf_counter() - start
+
+
+def anonymous(command):
+    """The peak of RssAnon, in MiB."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    while child.poll() is None:
+        try:
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        except OSError:
+            break
+        peak = max([peak] + [int(line.split()[1]) for line in lines if line.startswith("RssAnon")])
+        time.sleep(0.001)
+    if child.wait():
+        raise SystemExit(f"{command} failed")
+    return peak / 1024
+
+
+class Bench:
+    def __init__(self, binary, folder, rounds):
+        self.binary, self.folder, self.rounds = str(binary), folder, rounds
+
+    def fresh(self, command, output):
+        output.unlink(missing_ok=True)
+        took = timed(command)
+        output.unlink()
+        return took
+
+    def row(self, what, arguments, copied, synced=False):
+        """One line: the program, and `cp` of the file `copied`."""
+        output = self.folder / f"out.{arguments[-1]}"
+        command = [self.binary, *arguments[:-1], "-o", str(output), *([] if synced else ["--no-sync"])]
+        plain = ["cp", str(self.folder / copied), str(output)]
+        copy = ["sh", "-c", '"$@" && sync "$3"', "sh", *plain] if synced else plain
+        ours, theirs = [], []
+        for _ in range(self.rounds):
+            theirs.append(self.fresh(copy, output))
+            ours.append(self.fresh(command, output))
+        memory = anonymous(command)
+        output.unlink()
+        ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+        print(
+            f"| {what} | {statistics.median(ours):.3f} s | {statistics.median(theirs):.3f} s | {ratio:.2f} | {memory:.0f} MiB |",
+            flush=True,
+        )
+
+    def peer(self, what, command, output):
+        took = statistics.median(self.fresh(command, output) for _ in range(min(self.rounds, 3)))
+        memory = anonymous(command)
+        output.unlink()
+        print(f"| {what} | {took:.2f} s | {memory:.0f} MiB |", flush=True)
+
+    def path(self, name):
+        return str(self.folder / name)
+
+    def table(self):
+        pth = ["fold", self.path("image.pth"), "--lambda", "0.1", "--aux", self.path("audio.pth")]
+        more = ["--aux", self.path("video.pth"), "--aux", self.path("point.pth")]
+        print("| | here | `cp` of the target | ratio | anonymous memory |\n| --- | --- | --- | --- | --- |")
+        self.row("fold .pth + .pth -> .pth", [*pth, "pth"], "image.pth")
+        self.row("the same, durable (`cp` and `sync FILE`)", [*pth, "pth"], "image.pth", synced=True)
+        safetensors = ["fold", self.path("image.safetensors"), "--lambda", "0.1", "--aux", self.path("audio.safetensors")]
+        self.row("fold .safetensors -> .safetensors", [*safetensors, "safetensors"], "image.safetensors")
+        self.row("fold, three auxiliaries", [*pth, *more, "pth"], "image.pth")
+        for short in ("bf16", "f16"):
+            files = [self.path(f"{kind}_{short}.pth") for kind in ("image", "audio")]
+            self.row(f"fold, {short}", ["fold", files[0], "--lambda", "0.1", "--aux", files[1], "pth"], f"image_{short}.pth")
+        self.row("convert .pth -> .safetensors", ["convert", self.path("image.pth"), "safetensors"], "image.pth")
+        self.row("convert .safetensors -> .pth", ["convert", self.path("image.safetensors"), "pth"], "image.safetensors")
+        self.row("convert --dtype bf16", ["convert", self.path("image.pth"), "--dtype", "bf16", "pth"], "image.pth")
+
+    def peers(self, mergekit):
+        python = sys.executable
+        files = self.path("image.pth"), self.path("audio.pth")
+        output = self.folder / "out.pth"
+        print("\n| | time | anonymous memory |\n| --- | --- | --- |")
+        fold = [self.binary, "fold", files[0], "--aux", files[1], "--lambda", "0.1", "-o", str(output)]
+        self.peer("fold, durable", fold, output)
+        self.peer("PyTorch: load (mmap), add, save", [python, "-c", TORCH_FOLD, *files, str(output)], output)
+        shards = self.folder / "out.safetensors"
+        convert = [self.binary, "convert", files[0], "-o", str(shards)]
+        self.peer("convert to .safetensors, durable", convert, shards)
+        self.peer("PyTorch: load, `save_file`", [python, "-c", RECIPE, files[0], str(shards)], shards)
+        if mergekit:
+            self.mergekit(mergekit)
+
+    def mergekit(self, program):
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        zero = {key: torch.zeros_like(value) for key, value in load_file(self.path("image.safetensors")).items()}
+        save_file(zero, self.path("zero.safetensors"))
+        (self.folder / "merge.yml").write_text(MERGEKIT.format(folder=self.folder))
+        command = [program, self.path("merge.yml"), self.path("merged")]
+        times = []
+        for _ in range(3):
+            shutil.rmtree(self.folder / "merged", ignore_errors=True)
+            times.append(timed(command))
+        shutil.rmtree(self.folder / "merged")
+        print(f"| mergekit-pytorch | {statistics.median(times):.2f} s | {anonymous(command):.0f} MiB |", flush=True)
+
+    def small(self):
+        print("\n| | median |\n| --- | --- |")
+        image = self.path("image.pth")
+        for what, command in [
+            ("start-up (`--version`)", ["--version"]),
+            ("inspect", ["inspect", image]),
+            ("inspect --stats", ["inspect", "--stats", image]),
+            ("inspect --hash", ["inspect", "--hash", image]),
+            ("scan", ["scan", image]),
+        ]:
+            took = statistics.median(timed([self.binary, *command]) for _ in range(max(self.rounds, 7)))
+            print(f"| {what} | {took * 1000:.1f} ms |", flush=True)
+
+
+def processor():
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--binary", type=Path, required=True)
+    parser.add_argument("--size", choices=[*SIZES, "both"], default="base")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--folder", type=Path, help="where the files go, some 3 GB for each hundred million parameters")
+    parser.add_argument("--mergekit", help="the program mergekit-pytorch")
+    options = parser.parse_args()
+    print(f"{processor()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}, medians of {options.rounds}")
+    for size in SIZES if options.size == "both" else [options.size]:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            subprocess.run([sys.executable, "-c", MAKE, SIZES[size], folder], check=True)
+            bench = Bench(options.binary.resolve(), Path(folder), options.rounds)
+            megabytes = os.path.getsize(bench.path("image.pth")) / 1e6
+            print(f"\n## {SIZES[size]}, {megabytes:,.0f} MB\n")
+            bench.table()
+            if size == "base":
+                bench.peers(options.mergekit)
+                bench.small()
+
+
+if __name__ == "__main__":
+    main()
