@@ -152,11 +152,9 @@ impl Shared<'_> {
             }
             let (step, place) = (file.steps()[whole.place], whole.place);
             let outputs = || self.plan.outputs.iter().filter(move |output| output.step == step);
-            let crc = whole.crc.map(Hasher::finalize).unwrap_or_default();
+            let crc = whole.crc.take().map(Hasher::finalize).unwrap_or_default();
             if whole.cut {
-                for (unchecked, crc) in whole.sources {
-                    unchecked.settle(crc.finalize())?;
-                }
+                whole.settle()?;
                 let tail = file.tail(place, crc);
                 if !tail.is_empty() {
                     file.write_at(file.begin(place) + self.plan.steps[step].bytes(), &tail)?;

@@ -34,18 +34,30 @@ pub(super) struct Done<'r> {
     pub(super) bad: bool,
     /// What a cast could not hold.
     pub(super) lost: Lost,
-    /// The checksums of the bytes that were read, where they are to be compared.
-    pub(super) sources: Vec<(Unchecked<'r>, Hasher)>,
+    /// For the source and each term, the checksum of the bytes that were read if it is to be compared.
+    pub(super) sources: Vec<Option<(Unchecked<'r>, Hasher)>>,
 }
 
 impl Done<'_> {
+    /// Compares the checksums of what was read, all parts of it being joined.
+    ///
+    /// # Errors
+    /// [`crate::Error::Zip`].
+    pub(super) fn settle(&mut self) -> Result<()> {
+        self.sources.drain(..).flatten().try_for_each(|(unchecked, crc)| unchecked.settle(crc.finalize()))
+    }
+
     /// Adds what was found in the part that follows.
     pub(super) fn join(&mut self, next: Done<'_>) {
         if let (Some(crc), Some(more)) = (&mut self.crc, &next.crc) {
             crc.combine(more);
         }
-        for ((_, crc), (_, more)) in self.sources.iter_mut().zip(&next.sources) {
-            crc.combine(more);
+        for (source, more) in self.sources.iter_mut().zip(next.sources) {
+            match (&mut *source, more) {
+                (Some((_, crc)), Some((_, more))) => crc.combine(&more),
+                // Another step that has all of the same entry was settled meanwhile.
+                _ => *source = None,
+            }
         }
         self.add(next.norms, next.bad, next.lost);
     }
@@ -174,9 +186,7 @@ impl<'w> Worker<'w> {
                 for place in places.clone() {
                     let numel = self.shared.plan.steps[self.out.file.steps()[place]].numel;
                     let mut done = self.step(place, 0..numel, false)?;
-                    for (unchecked, crc) in done.sources.drain(..) {
-                        unchecked.settle(crc.finalize())?;
-                    }
+                    done.settle()?;
                     let crc = done.crc.clone().map(Hasher::finalize).unwrap_or_default();
                     self.out.put(&self.out.file.tail(place, crc));
                     found.push(done);
@@ -212,7 +222,7 @@ impl<'w> Worker<'w> {
             (false, false) => self.compute::<f32>(step, &mut source, &mut terms, range, &mut done)?,
         }
         let inputs = std::iter::once(source).chain(terms.into_iter().map(|(_, input)| input));
-        done.sources = inputs.filter_map(|input| input.unchecked).collect();
+        done.sources = inputs.map(|input| input.unchecked).collect();
         if done.bad
             && !self.shared.allow_non_finite
             && let Some(name) = self.shared.non_finite_outputs(index)?.first()
