@@ -5,6 +5,7 @@
 //! layers with forward passes only. [`Learner::evaluate`] runs the folded model as `verify` does: what is reported of lambdas
 //! is what the fold does.
 
+mod file;
 mod fit;
 mod learner;
 mod objective;
@@ -13,6 +14,7 @@ mod samples;
 
 use std::path::PathBuf;
 
+pub use file::TextFile;
 pub use fit::{Ended, Epoch, FitOptions, Fitted, Search};
 pub use learner::{Differentiable, Evaluation, Learner, Share, Slope};
 pub use objective::Objective;

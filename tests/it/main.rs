@@ -37,6 +37,8 @@ mod hostile;
 mod killed;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod memory;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod learning;
 #[cfg(feature = "verify")]
 mod model;
 #[cfg(feature = "verify")]
