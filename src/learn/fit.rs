@@ -181,7 +181,11 @@ impl Learner<'_, '_> {
                 }
                 let slope = model.slope(&rounded(&values), fit, part, options.objective)?;
                 let mut gradients = slope.gradients;
-                gradients.iter_mut().zip(&values).filter(|(_, v)| **v != 0.0).for_each(|(g, v)| *g += options.l1 * v.signum());
+                gradients
+                    .iter_mut()
+                    .zip(&values)
+                    .filter(|(_, v)| **v != 0.0)
+                    .for_each(|(g, v)| *g += options.l1 * v.signum());
                 if !slope.loss.is_finite() || gradients.iter().any(|gradient| !gradient.is_finite()) {
                     fitted.ended = Ended::NotFinite(fitted.losses.len() + 1);
                     return Ok(fitted);

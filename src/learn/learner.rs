@@ -106,7 +106,9 @@ impl<'p, 'i> Learner<'p, 'i> {
 
     /// The lambda of each layer, by the layer's module name as `fold` reads it.
     pub fn entries<'a>(&'a self, values: &'a [f32]) -> impl Iterator<Item = (&'a str, LayerId, f32)> {
-        self.layers.iter().map(|(name, id, _, group)| (name.strip_suffix(".weight").unwrap_or(name), *id, values[*group]))
+        self.layers
+            .iter()
+            .map(|(name, id, _, group)| (name.strip_suffix(".weight").unwrap_or(name), *id, values[*group]))
     }
 
     /// Bytes that fitting takes, beyond the samples, about: the weights for gradients and for evaluation, each auxiliary's, the

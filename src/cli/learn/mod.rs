@@ -81,7 +81,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let learner = Learner::new(&pathway, &model.detected.config, share)?;
 
     let (fit, held_out) = samples(args, &model, options.objective, printer)?;
-    let needed = learner.bytes(options.batch.min(fit.len())) + (fit.len() + held_out.len()) as u64 * input_bytes(&model);
+    let needed =
+        learner.bytes(options.batch.min(fit.len())) + (fit.len() + held_out.len()) as u64 * input_bytes(&model);
     let what = match flags.search {
         None => format!("{} of {}", counted(learner.lambdas(), "lambda"), counted(learner.layers(), "layer")),
         Some(_) => format!("one lambda of {}", counted(learner.layers(), "layer")),
@@ -137,7 +138,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         merged.aux[0].lambda = Some(super::fold::lambda_file(&args.output)?);
         let inputs = merged.open()?;
         let fold = inputs.plan()?;
-        fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet)).context("the lambda file was written, but not the fold")?;
+        fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet))
+            .context("the lambda file was written, but not the fold")?;
     }
     let report = Report {
         learner: &learner,
@@ -154,7 +156,11 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         better,
         written,
     };
-    if args.json { printer.json(&show::json(args, &report))? } else { show::report(args, &report, printer)? }
+    if args.json {
+        printer.json(&show::json(args, &report))?
+    } else {
+        show::report(args, &report, printer)?
+    }
     let sound = better && !matches!(ended, Ended::NotFinite(_));
     Ok(if sound { DONE } else { ExitCode::from(FINDING) })
 }
@@ -170,10 +176,11 @@ impl m2pt_surgery::Progress for Uninterrupted<'_> {
 
 /// The files to write have to be different ones, and none that is read.
 fn check_outputs(args: &Args) -> Result<()> {
-    let outputs: Vec<(&str, &Path)> = [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
-        .into_iter()
-        .filter_map(|(flag, path)| Some((flag, path?.as_path())))
-        .collect();
+    let outputs: Vec<(&str, &Path)> =
+        [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
+            .into_iter()
+            .filter_map(|(flag, path)| Some((flag, path?.as_path())))
+            .collect();
     for (number, (flag, path)) in outputs.iter().enumerate() {
         if let Some((other, _)) = outputs[..number].iter().find(|(_, other)| other == path) {
             bail!("{other} and {flag} are the same file");
@@ -202,18 +209,14 @@ fn input_bytes(model: &Model<'_>) -> u64 {
 }
 
 /// The samples to fit, and those held out.
-fn samples(
-    args: &Args,
-    model: &Model<'_>,
-    objective: Objective,
-    printer: &mut Printer,
-) -> Result<(Samples, Samples)> {
+fn samples(args: &Args, model: &Model<'_>, objective: Objective, printer: &mut Printer) -> Result<(Samples, Samples)> {
     let labels = args.set.labels.as_ref().map(LabelMap::open).transpose().context("--labels")?;
     let class_ids = args.set.class_ids.map(ClassIds::from).unwrap_or_default();
     let by_place = args.set.labels.is_none() && args.set.class_ids.is_none();
     let quiet = printer.quiet() || args.json;
     let read = |path: &Path| -> Result<Samples> {
-        let set = SampleSet::open(path, &SampleOptions { labels: labels.clone(), class_ids, ..SampleOptions::default() })?;
+        let set =
+            SampleSet::open(path, &SampleOptions { labels: labels.clone(), class_ids, ..SampleOptions::default() })?;
         check_classes(by_place, &set, std::iter::once(model))?;
         set.check(&model.preprocessing)?;
         let source = Source::Samples { set, preprocessing: model.preprocessing.clone() };
@@ -285,7 +288,10 @@ fn warn(learner: &Learner<'_, '_>, fitted: &Fitted, options: &FitOptions, printe
     if fitted.lambdas.iter().all(|lambda| *lambda == options.init) {
         printer.note(&format!("the lambdas did not move from {}: nothing that was tried is better", options.init));
     }
-    let hit = learner.entries(&fitted.lambdas).filter(|entry| f64::from(entry.2.abs()) >= options.max_abs as f32 as f64).count();
+    let hit = learner
+        .entries(&fitted.lambdas)
+        .filter(|entry| f64::from(entry.2.abs()) >= options.max_abs as f32 as f64)
+        .count();
     if hit > 0 {
         printer.note(&format!("{} at the bound of --max-abs {}", counted(hit, "layer"), options.max_abs));
     }

@@ -53,7 +53,12 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
             Ended::Cancelled => ", then stopped",
             Ended::NotFinite(_) => ", then not finite",
         };
-        printer.line(format!("{} of {} in {steps}{why}; lambdas of epoch {}", counted(report.learner.lambdas(), "lambda"), counted(report.fit.len(), "sample"), fitted.best))?;
+        printer.line(format!(
+            "{} of {} in {steps}{why}; lambdas of epoch {}",
+            counted(report.learner.lambdas(), "lambda"),
+            counted(report.fit.len(), "sample"),
+            fitted.best
+        ))?;
     }
     let (difference, interval) = report.difference;
     let within = interval.map_or(String::new(), |i| format!(" (95 %: {:+.4} to {:+.4})", i.low, i.high));
@@ -81,9 +86,7 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
 }
 
 pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
-    let scores = |evaluation: &Evaluation| {
-        json!({"loss": evaluation.loss(), "accuracy": evaluation.accuracy(report.held_out.labels())})
-    };
+    let scores = |evaluation: &Evaluation| json!({"loss": evaluation.loss(), "accuracy": evaluation.accuracy(report.held_out.labels())});
     let fitted = &report.fitted;
     let lambdas: serde_json::Map<String, Value> =
         report.learner.entries(&fitted.lambdas).map(|(name, _, l)| (name.to_owned(), f64::from(l).into())).collect();

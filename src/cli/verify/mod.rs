@@ -20,8 +20,8 @@ use m2pt_surgery::verify::{
 use m2pt_surgery::{Checkpoint, DType};
 
 pub(super) use args::{Args, Ids, ImageArgs, ModelArgs, positive};
-use models::{device, request};
 pub(super) use models::{Model, root};
+use models::{device, request};
 
 use super::printer::Printer;
 use super::progress::Bar;
@@ -273,7 +273,8 @@ fn source(
 /// Checks that the labels are classes of the models; `by_place` is whether folders have their numbers by no more than their places.
 pub(super) fn check_classes<'m>(
     by_place: bool,
-    set: &SampleSet, models: impl Iterator<Item = &'m Model<'m>>,
+    set: &SampleSet,
+    models: impl Iterator<Item = &'m Model<'m>>,
 ) -> Result<()> {
     for model in models {
         let Some(classes) = model.detected.config.classes else { continue };

@@ -60,13 +60,7 @@ impl<F: Fn(&Tensor, &Tensor) -> Result<(Option<Tensor>, Tensor)>> CustomOp2 for 
         self.take()
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        gradient: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(&self, x: &Tensor, _: &Tensor, _: &Tensor, gradient: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (of_x, of_lambdas) = (self.backward)(x, gradient)?;
         Ok((of_x, Some(of_lambdas)))
     }
@@ -136,7 +130,8 @@ pub(super) fn gelu(x: &Tensor) -> Result<Tensor> {
         let (x_values, mut gradient_values) = (values(x)?, values(gradient)?);
         gradient_values.par_iter_mut().with_min_len(1024).zip(&x_values).for_each(|(g, &x)| {
             let below = 0.5 * (1.0 + erf(x * std::f32::consts::FRAC_1_SQRT_2));
-            let density = (-0.5 * x * x).exp() * (std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2 / 2.0);
+            let density =
+                (-0.5 * x * x).exp() * (std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::FRAC_1_SQRT_2 / 2.0);
             *g *= below + x * density;
         });
         Tensor::from_vec(gradient_values, x.shape(), x.device())
