@@ -66,6 +66,9 @@
 //! [`verify`] says what came of it: accuracies and their intervals, whether two models differ, whether a fold computes what its
 //! pathway did.
 //!
+//! # What is learned
+//! With the feature `verify`, [`learn`] finds the lambdas of a fold from samples, by the gradient of a loss or by search.
+//!
 //! # What is written
 //! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`. Both in one file,
 //! or in shards with an index, split as the Hugging Face libraries split them ([`FoldRequest::shard_bytes`]).
@@ -89,6 +92,8 @@ mod diff;
 mod engine;
 mod error;
 mod fold;
+#[cfg(feature = "verify")]
+pub mod learn;
 #[cfg(feature = "verify")]
 pub mod model;
 mod naming;

@@ -7,6 +7,8 @@ mod fold;
 mod graft;
 mod inspect;
 mod lambdas;
+#[cfg(feature = "verify")]
+mod learn;
 mod printer;
 mod progress;
 mod running;
@@ -44,6 +46,7 @@ const FAILED: u8 = 2;
   m2pt-surgery diff image.pth merged.pth
   m2pt-surgery scan downloads/
   m2pt-surgery verify merged.pth --samples val/ --against image.pth
+  m2pt-surgery learn image.pth --aux audio.pth --samples train/ -o lambda.json
 
 Exit status: 0 done; 1 done, with a finding; 2 could not be done."
 )]
@@ -79,6 +82,8 @@ enum Command {
     Scan(scan::Args),
     #[cfg(feature = "verify")]
     Verify(Box<verify::Args>),
+    #[cfg(feature = "verify")]
+    Learn(Box<learn::Args>),
 }
 
 /// Runs the program.
@@ -97,6 +102,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Scan(args) => scan::run(args, &mut printer),
         #[cfg(feature = "verify")]
         Command::Verify(args) => verify::run(args, &mut printer),
+        #[cfg(feature = "verify")]
+        Command::Learn(args) => learn::run(args, &mut printer),
     };
     match result.and_then(|code| Ok(printer.flush().map(|()| code)?)) {
         Ok(code) => code,

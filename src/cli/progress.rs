@@ -38,6 +38,7 @@ fn ignored_signals() -> u64 {
 }
 
 /// A bar of bytes, rate and time left on standard error; invisible where that is no terminal.
+#[derive(Clone)]
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
@@ -49,6 +50,12 @@ impl Bar {
     #[cfg(feature = "verify")]
     pub(super) fn counting(count: u64, what: &str, quiet: bool) -> Bar {
         Bar::with(count, "{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}", what, quiet)
+    }
+
+    /// Says more behind the bar's name.
+    #[cfg(feature = "verify")]
+    pub(super) fn say(&self, text: String) {
+        self.0.set_message(text);
     }
 
     fn with(total: u64, style: &str, what: &str, quiet: bool) -> Bar {

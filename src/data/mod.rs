@@ -40,6 +40,7 @@ pub use preprocess::{CropMode, Interpolation, MAX_INPUT_BYTES, Preprocessing, Pr
 
 use arrays::{Arrays, Row};
 use list::Entry;
+pub(crate) use shuffle::shuffle;
 
 /// How class folders get their numbers, if there is no list of classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -155,7 +156,7 @@ impl SampleSet {
         }
         let total = samples.len();
         if let Some(seed) = options.shuffle_seed {
-            shuffle::shuffle(&mut samples, seed);
+            shuffle(&mut samples, seed);
         }
         samples.truncate(options.limit.unwrap_or(total));
         let path = path.to_owned();

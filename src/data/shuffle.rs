@@ -1,7 +1,7 @@
 //! A shuffle that is the same on every machine.
 
 /// Shuffles by Fisher and Yates' algorithm, from the last item to the second, with numbers of the generator SplitMix64.
-pub(super) fn shuffle<T>(items: &mut [T], seed: u64) {
+pub(crate) fn shuffle<T>(items: &mut [T], seed: u64) {
     let mut state = seed;
     for last in (1..items.len()).rev() {
         items.swap(last, below(&mut state, last as u64 + 1) as usize);

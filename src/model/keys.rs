@@ -56,18 +56,41 @@ impl Param<'_> {
     }
 }
 
+/// A lambda.
+#[derive(Clone, Debug)]
+pub(super) enum Scale {
+    Fixed(f32),
+    /// A tensor of the shape `[1]`.
+    Learned(Tensor),
+}
+
+impl Scale {
+    pub(super) fn value(&self) -> candle_core::Result<f32> {
+        match self {
+            Scale::Fixed(value) => Ok(*value),
+            Scale::Learned(tensor) => tensor.squeeze(0)?.to_scalar(),
+        }
+    }
+}
+
 /// Weights that work beside those of the model: `lambda * weight` for linear layers, and `lambda * bias`.
 #[derive(Clone, Debug, Default)]
 pub struct Branches<'s, 'c> {
     /// The name of the model's weight, the auxiliary state dict, the index of the weight in it, and lambda.
-    terms: Vec<(String, &'s StateDict<'c>, usize, f64)>,
+    terms: Vec<(String, &'s StateDict<'c>, usize, Scale)>,
 }
 
 impl<'s, 'c> Branches<'s, 'c> {
     /// Adds `lambda` times the tensor `index` of `aux` to the linear layer whose weight `[outputs, inputs]` or bias `[outputs]`
     /// is called `weight`.
     pub fn add(&mut self, weight: impl Into<String>, aux: &'s StateDict<'c>, index: usize, lambda: f64) {
-        self.terms.push((weight.into(), aux, index, lambda));
+        self.terms.push((weight.into(), aux, index, Scale::Fixed(lambda as f32)));
+    }
+
+    /// The same with a lambda that is learned, of the shape `[1]` and float32: gradients of what the model computes reach it. The
+    /// model has to be loaded on the CPU, in float32, with candle's kernels and unfolded.
+    pub fn learn(&mut self, weight: impl Into<String>, aux: &'s StateDict<'c>, index: usize, lambda: &Tensor) {
+        self.terms.push((weight.into(), aux, index, Scale::Learned(lambda.clone())));
     }
 
     /// Whether there are none.
@@ -228,7 +251,7 @@ impl<'s, 'c> Keys<'s, 'c> {
         &mut self,
         name: &str,
         shape: &[usize; 2],
-    ) -> Result<(Param<'c>, Vec<(Param<'c>, f32)>), ModelError> {
+    ) -> Result<(Param<'c>, Vec<(Param<'c>, Scale)>), ModelError> {
         let full = format!("{name}.weight");
         let mut weight = self.take(&full, shape)?;
         let mut terms = Vec::new();
@@ -238,7 +261,7 @@ impl<'s, 'c> Keys<'s, 'c> {
             // A scalar, or the reference module's tensor of one element.
             let scalar = self.find(&scale).is_some_and(|index| self.tensors.specs()[index].shape.is_empty());
             let scale = self.take(&scale, if scalar { &[] } else { &[1] })?;
-            terms.push((aux, scalar_of(&scale)?));
+            terms.push((aux, Scale::Fixed(scalar_of(&scale)?)));
         }
         terms.extend(self.branch_terms(&full, shape)?);
         if let Some(holding) = &self.holding
@@ -265,7 +288,7 @@ impl<'s, 'c> Keys<'s, 'c> {
     }
 
     /// What branches add to the parameter `name`; nothing if nothing is read.
-    fn branch_terms(&mut self, name: &str, shape: &[usize]) -> Result<Vec<(Param<'c>, f32)>, ModelError> {
+    fn branch_terms(&mut self, name: &str, shape: &[usize]) -> Result<Vec<(Param<'c>, Scale)>, ModelError> {
         let full = format!("{}{name}", self.prefix);
         let mut terms = Vec::new();
         for (_, aux, index, lambda) in self.branches.terms.iter().filter(|term| term.0 == full) {
@@ -279,7 +302,7 @@ impl<'s, 'c> Keys<'s, 'c> {
                 )));
             }
             if let Some(holding) = &self.holding {
-                terms.push((read(aux, *index, holding)?, *lambda as f32));
+                terms.push((read(aux, *index, holding)?, lambda.clone()));
             }
         }
         Ok(terms)
@@ -335,18 +358,19 @@ fn scalar_of(param: &Param<'_>) -> Result<f32, ModelError> {
 }
 
 /// `W + lambda * A + ...`: multiply, then add, in the parameters' own type.
-fn folded<'c>(weight: &Param<'c>, terms: &[(Param<'c>, f32)]) -> Result<Param<'c>, ModelError> {
+fn folded<'c>(weight: &Param<'c>, terms: &[(Param<'c>, Scale)]) -> Result<Param<'c>, ModelError> {
     let values = match &weight.values {
         Values::Tensor(tensor) => {
             let mut sum = tensor.clone();
             for (aux, lambda) in terms {
-                sum = (sum + (aux.tensor()? * f64::from(*lambda))?)?;
+                sum = (sum + (aux.tensor()? * f64::from(lambda.value()?))?)?;
             }
             Values::Tensor(sum)
         }
         _ => {
             let mut sum = weight.slice()?.to_vec();
             for (aux, lambda) in terms {
+                let lambda = lambda.value()?;
                 for (w, a) in sum.iter_mut().zip(aux.slice()?) {
                     *w += lambda * a;
                 }

@@ -5,7 +5,7 @@ use candle_core::{D, Tensor};
 use super::ModelError;
 use super::config::{Activation, Config, MlpKind, Norm as NormConfig, NormKind};
 use super::kernels::Ops;
-use super::keys::{Keys, Param};
+use super::keys::{Keys, Param, Scale};
 
 type Result<T, E = ModelError> = std::result::Result<T, E>;
 
@@ -13,7 +13,7 @@ type Result<T, E = ModelError> = std::result::Result<T, E>;
 #[derive(Clone, Debug)]
 pub(super) struct Linear<'c> {
     weight: Param<'c>,
-    branches: Vec<(Param<'c>, f32)>,
+    branches: Vec<(Param<'c>, Scale)>,
     bias: Option<Param<'c>>,
 }
 

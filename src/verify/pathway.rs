@@ -3,7 +3,8 @@
 use crate::error::Result;
 use crate::fold::{FoldInputs, FoldRequest, Understood};
 use crate::model::Branches;
-use crate::plan::Plan;
+use crate::naming::LayerId;
+use crate::plan::{FoldedTerm, Plan};
 
 /// The layers of a target, paired with those of auxiliaries as a fold pairs them.
 #[derive(Debug)]
@@ -38,6 +39,13 @@ impl<'i> Pathway<'i> {
             }
         }
         branches
+    }
+
+    /// The target's weights that have auxiliary ones: the name, the layer, and the tensor of the auxiliary for each term; `None` for
+    /// one that the target carries itself.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, LayerId, Vec<Option<usize>>)> {
+        let of = |term: &FoldedTerm| (term.source.input > 0).then_some(term.source.tensor);
+        self.plan.folded.iter().map(move |folded| (&*folded.name, folded.id, folded.terms.iter().map(of).collect()))
     }
 
     /// How many linear layers have an auxiliary weight with a lambda other than 0, be it the target's own.

@@ -19,6 +19,7 @@ import check_graft
 import check_inputs
 import check_inspect
 import check_large
+import check_learn
 import check_limits
 import check_logits
 import check_old_torch
@@ -37,6 +38,7 @@ PARTS = (
     check_folds,
     check_logits,
     check_verify,
+    check_learn,
     check_parity,
     check_inputs,
     check_dtypes,

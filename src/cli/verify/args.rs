@@ -43,6 +43,10 @@ pub(in crate::cli) struct Args {
     #[arg(long, value_name = "FILE")]
     pub(super) against: Vec<PathBuf>,
 
+    /// The part of every --against that holds the model
+    #[arg(long, value_name = "PATH", requires = "against")]
+    pub(super) against_root: Option<String>,
+
     /// The model that the checkpoint was folded from, run unfolded: a target (with --aux), or a trained pathway
     #[arg(long, value_name = "FILE")]
     pub(super) pathway: Option<PathBuf>,
@@ -132,34 +136,30 @@ pub(super) struct FoldArgs {
 /// What the weights do not tell.
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "The model")]
-pub(super) struct ModelArgs {
+pub(in crate::cli) struct ModelArgs {
     /// Its name in timm, with a tag if you like: vit_base_patch16_224.augreg_in21k
     #[arg(long, value_name = "NAME")]
-    pub(super) arch: Option<String>,
+    pub(in crate::cli) arch: Option<String>,
 
     /// timm's config.json, where none lies beside the checkpoint
     #[arg(long, value_name = "FILE", conflicts_with = "arch")]
-    pub(super) config: Option<PathBuf>,
+    pub(in crate::cli) config: Option<PathBuf>,
 
     /// Attention heads
     #[arg(long, value_name = "N")]
-    pub(super) heads: Option<usize>,
+    pub(in crate::cli) heads: Option<usize>,
 
     /// The function in the MLPs
     #[arg(long, value_name = "gelu|gelu_tanh|quick_gelu|silu|relu", value_parser = activation)]
-    pub(super) act: Option<Activation>,
+    pub(in crate::cli) act: Option<Activation>,
 
     /// How tokens are pooled
     #[arg(long, value_name = "token|avg|max|avgmax|map|prr", value_parser = pool)]
-    pub(super) pool: Option<Pool>,
+    pub(in crate::cli) pool: Option<Pool>,
 
     /// The part of the checkpoint that holds the model, as a dotted path
     #[arg(long, value_name = "PATH")]
-    pub(super) root: Option<String>,
-
-    /// The part of every --against that holds the model
-    #[arg(long, value_name = "PATH", requires = "against")]
-    pub(super) against_root: Option<String>,
+    pub(in crate::cli) root: Option<String>,
 }
 
 /// Which samples, and which class each is.
@@ -191,30 +191,30 @@ pub(super) struct SetArgs {
 /// How images are prepared.
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Images (by default as the configuration says)")]
-pub(super) struct ImageArgs {
+pub(in crate::cli) struct ImageArgs {
     /// Height and width of the model's input
     #[arg(long, value_name = "N or HxW", value_parser = input_size)]
-    pub(super) input_size: Option<(usize, usize)>,
+    pub(in crate::cli) input_size: Option<(usize, usize)>,
 
     /// The part of the resized image that is kept
     #[arg(long, value_name = "X")]
-    pub(super) crop_pct: Option<f64>,
+    pub(in crate::cli) crop_pct: Option<f64>,
 
     /// How an image is fitted to the input
     #[arg(long, value_name = "center|squash|border", value_parser = crop_mode)]
-    pub(super) crop_mode: Option<CropMode>,
+    pub(in crate::cli) crop_mode: Option<CropMode>,
 
     /// The filter
     #[arg(long, value_name = "bicubic|bilinear|...", value_parser = interpolation)]
-    pub(super) interpolation: Option<Interpolation>,
+    pub(in crate::cli) interpolation: Option<Interpolation>,
 
     /// The mean of each channel, or one for all, on the scale from 0 to 1
     #[arg(long, value_name = "X,...", value_delimiter = ',', allow_hyphen_values = true)]
-    pub(super) mean: Option<Vec<f64>>,
+    pub(in crate::cli) mean: Option<Vec<f64>>,
 
     /// The standard deviation of each channel, or one for all
     #[arg(long, value_name = "X,...", value_delimiter = ',')]
-    pub(super) std: Option<Vec<f64>>,
+    pub(in crate::cli) std: Option<Vec<f64>>,
 }
 
 /// How models are run.
@@ -239,7 +239,7 @@ pub(super) struct RunArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum Ids {
+pub(in crate::cli) enum Ids {
     /// By their places; if all names are numbers, these have to be the same
     Checked,
     /// By their places, whatever their names
@@ -293,7 +293,7 @@ fn tolerance(text: &str) -> Result<f64, String> {
     }
 }
 
-fn positive(text: &str) -> Result<usize, String> {
+pub(in crate::cli) fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if n > 0 => Ok(n),
         _ => Err("it is no number from 1 up".to_owned()),

@@ -4,7 +4,7 @@ mod args;
 mod json;
 mod models;
 mod show;
-mod words;
+pub(super) mod words;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -19,8 +19,9 @@ use m2pt_surgery::verify::{
 };
 use m2pt_surgery::{Checkpoint, DType};
 
-pub(super) use args::Args;
-use models::{Model, device, request, root};
+pub(super) use args::{Args, Ids, ImageArgs, ModelArgs, positive};
+pub(super) use models::{Model, root};
+use models::{device, request};
 
 use super::printer::Printer;
 use super::progress::Bar;
@@ -99,14 +100,14 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         args.pathway.as_ref().map(|path| Ok::<_, anyhow::Error>(request(path, &args.fold)?.open()?)).transpose()?;
     let pairing = fold.as_ref().map(Pathway::new).transpose().context("--pathway")?;
 
-    let model = Model::new(args, file.state_dict(&root(args.model.root.as_ref()))?, printer)?;
-    let other_root = root(args.model.against_root.as_ref());
+    let model = Model::new(&args.model, &args.images, file.state_dict(&root(args.model.root.as_ref()))?, printer)?;
+    let other_root = root(args.against_root.as_ref());
     let others = other_files
         .iter()
-        .map(|file| Model::new(args, file.state_dict(&other_root)?, printer))
+        .map(|file| Model::new(&args.model, &args.images, file.state_dict(&other_root)?, printer))
         .collect::<Result<Vec<_>>>()?;
     let target = match &pairing {
-        Some(pairing) => Some(Model::new(args, pairing.target.tensors.clone(), printer)?),
+        Some(pairing) => Some(Model::new(&args.model, &args.images, pairing.target.tensors.clone(), printer)?),
         None => None,
     };
     for note in pairing.iter().flat_map(Pathway::notes) {
@@ -118,7 +119,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
 
     let set = samples(args, reference.as_ref(), printer)?;
     if let Some(set) = &set {
-        check_classes(args, set, std::iter::once(&model).chain(&others))?;
+        let by_place = args.set.labels.is_none() && args.set.class_ids.is_none();
+        check_classes(by_place, set, std::iter::once(&model).chain(&others))?;
     }
     let source = source(args, set.clone(), &model, unfolded.is_some(), printer)?;
 
@@ -268,13 +270,16 @@ fn source(
     }
 }
 
-/// Checks that the labels are classes of the models.
-fn check_classes<'m>(args: &Args, set: &SampleSet, models: impl Iterator<Item = &'m Model<'m>>) -> Result<()> {
+/// Checks that the labels are classes of the models; `by_place` is whether folders have their numbers by no more than their places.
+pub(super) fn check_classes<'m>(
+    by_place: bool,
+    set: &SampleSet,
+    models: impl Iterator<Item = &'m Model<'m>>,
+) -> Result<()> {
     for model in models {
         let Some(classes) = model.detected.config.classes else { continue };
         let path = model.path().display();
         let folders = set.classes().len();
-        let by_place = args.set.labels.is_none() && args.set.class_ids.is_none();
         if by_place && folders > 0 && folders != classes {
             bail!(
                 "{} has {}, and {path} has {}: say which class each folder is (--labels FILE), that their names are the \

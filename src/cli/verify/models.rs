@@ -11,28 +11,33 @@ use m2pt_surgery::{AUX_WEIGHT, AuxRequest, Checkpoint, DType, FoldRequest, Lambd
 use serde_json::Value;
 
 use super::Args;
-use super::args::{FoldArgs, ImageArgs};
+use super::args::{FoldArgs, ImageArgs, ModelArgs};
 use crate::cli::fold;
 use crate::cli::printer::Printer;
 use crate::cli::text::bytes;
 
 /// A checkpoint and what it was taken for.
-pub(super) struct Model<'c> {
+pub(in crate::cli) struct Model<'c> {
     pub(super) tensors: StateDict<'c>,
-    pub(super) detected: Detected,
-    pub(super) preprocessing: Preprocessing,
+    pub(in crate::cli) detected: Detected,
+    pub(in crate::cli) preprocessing: Preprocessing,
     /// Where the preprocessing is from, in words.
     pub(super) prepared_as: String,
 }
 
 /// The part of a file that a flag names.
-pub(super) fn root(path: Option<&String>) -> RootChoice {
+pub(in crate::cli) fn root(path: Option<&String>) -> RootChoice {
     path.cloned().map_or(RootChoice::Auto, RootChoice::Path)
 }
 
 impl<'c> Model<'c> {
     /// Finds out what the model is. Guesses are printed as such.
-    pub(super) fn new(args: &Args, tensors: StateDict<'c>, printer: &mut Printer) -> Result<Model<'c>> {
+    pub(in crate::cli) fn new(
+        args: &ModelArgs,
+        images: &ImageArgs,
+        tensors: StateDict<'c>,
+        printer: &mut Printer,
+    ) -> Result<Model<'c>> {
         let checkpoint = tensors.checkpoint();
         let path = checkpoint.path();
         let known = known(args, path, printer).with_context(|| path.display().to_string())?;
@@ -40,16 +45,16 @@ impl<'c> Model<'c> {
         let hints = Hints {
             known: known.map(|(known, _)| known),
             mentioned: mentioned(checkpoint),
-            heads: args.model.heads,
-            activation: args.model.act,
-            pool: args.model.pool,
-            image: args.images.input_size,
+            heads: args.heads,
+            activation: args.act,
+            pool: args.pool,
+            image: images.input_size,
         };
         let detected = Config::detect(&tensors, &hints).map_err(|source| refused(path, source))?;
         for guess in &detected.guesses {
             printer.note(&format!("{}: {guess}", path.display()));
         }
-        let (preprocessing, prepared_as) = prepare(&args.images, &detected, said_by)?;
+        let (preprocessing, prepared_as) = prepare(images, &detected, said_by)?;
         Ok(Model { tensors, detected, preprocessing, prepared_as })
     }
 
@@ -82,11 +87,11 @@ fn refused(path: &Path, source: m2pt_surgery::model::ModelError) -> VerifyError 
 }
 
 /// The architecture that a flag or a configuration names, and which of them does.
-fn known(args: &Args, path: &Path, printer: &mut Printer) -> Result<Option<(Known, String)>> {
-    if let Some(name) = &args.model.arch {
+fn known(args: &ModelArgs, path: &Path, printer: &mut Printer) -> Result<Option<(Known, String)>> {
+    if let Some(name) = &args.arch {
         return Ok(Some((Known::find(name).context("--arch")?, format!("--arch {name}"))));
     }
-    if let Some(config) = &args.model.config {
+    if let Some(config) = &args.config {
         let known = Known::from_json(&read_json(config)?).with_context(|| config.display().to_string())?;
         return Ok(Some((known, config.display().to_string())));
     }

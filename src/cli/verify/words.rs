@@ -9,17 +9,17 @@ use crate::cli::text::{counted, significant};
 const MANY: usize = 2000;
 
 /// A proportion as a percentage, with as many decimals as so many samples give it.
-pub(super) fn percent(value: f64, samples: usize) -> String {
+pub(in crate::cli) fn percent(value: f64, samples: usize) -> String {
     format!("{:.*}%", if samples < MANY { 1 } else { 2 }, value * 100.0)
 }
 
 /// An interval of proportions.
-pub(super) fn between(interval: Interval, samples: usize) -> String {
+pub(in crate::cli) fn between(interval: Interval, samples: usize) -> String {
     format!("{} to {}", percent(interval.low, samples), percent(interval.high, samples))
 }
 
 /// A difference of proportions: `+0.3 points`.
-pub(super) fn points(value: f64, samples: usize) -> String {
+pub(in crate::cli) fn points(value: f64, samples: usize) -> String {
     let decimals = if samples < MANY { 1 } else { 2 };
     // No `-0.0`.
     let rounded = format!("{:+.decimals$}", value * 100.0);
@@ -27,16 +27,16 @@ pub(super) fn points(value: f64, samples: usize) -> String {
 }
 
 /// A probability: `p = 0.62`, `p < 0.001`.
-pub(super) fn probability(p: f64) -> String {
+pub(in crate::cli) fn probability(p: f64) -> String {
     if p < 0.001 { "p < 0.001".to_owned() } else { format!("p = {}", significant(p, 2)) }
 }
 
-pub(super) fn classes(classes: usize) -> String {
+pub(in crate::cli) fn classes(classes: usize) -> String {
     if classes == 1 { "1 class".to_owned() } else { format!("{classes} classes") }
 }
 
 /// What a model is, in one line.
-pub(super) fn architecture(config: &Config) -> String {
+pub(in crate::cli) fn architecture(config: &Config) -> String {
     let side = |(high, wide): (usize, usize)| if high == wide { high.to_string() } else { format!("{high} x {wide}") };
     let head = config.classes.map_or("no head".to_owned(), classes);
     format!(
@@ -52,7 +52,7 @@ pub(super) fn architecture(config: &Config) -> String {
 }
 
 /// Two models on the same samples, in a sentence: `97.4% vs 97.1%: +0.3 points (-0.4 to +1.0), not significant (p = 0.62)`.
-pub(super) fn compared(ours: &Accuracy, theirs: &Accuracy, paired: &Paired) -> String {
+pub(in crate::cli) fn compared(ours: &Accuracy, theirs: &Accuracy, paired: &Paired) -> String {
     let samples = paired.both + paired.only_first + paired.only_second + paired.neither;
     let verdict = if paired.only_first + paired.only_second == 0 {
         "the same samples right".to_owned()

@@ -5,7 +5,7 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::super::config::{Activation, Norm, NormKind};
-use super::super::keys::Param;
+use super::super::keys::{Param, Scale};
 use super::gemm::{View, product};
 use super::{Ops, Precision, math};
 
@@ -101,12 +101,12 @@ pub(super) fn linear(
     ops: Ops,
     x: &Tensor,
     weight: &Param<'_>,
-    branches: &[(Param<'_>, f32)],
+    branches: &[(Param<'_>, Scale)],
     bias: Option<&Param<'_>>,
     activation: Option<Activation>,
 ) -> Result<Tensor> {
     let &[outputs, inputs] = weight.shape() else { bail!("a weight is a matrix") };
-    let branches = branches.iter().map(|(aux, lambda)| Ok((aux.slice()?, *lambda))).collect::<Result<_>>()?;
+    let branches = branches.iter().map(|(aux, lambda)| Ok((aux.slice()?, lambda.value()?))).collect::<Result<_>>()?;
     let bias = bias.map(Param::slice).transpose()?;
     let op = Linear { weight: weight.slice()?, outputs, inputs, branches, bias, activation, ops };
     x.contiguous()?.apply_op1_no_bwd(&op)

@@ -42,7 +42,7 @@ fn sigmoid(x: f32) -> f32 {
 
 /// The error function within 2e-7: formula 7.1.26 of Abramowitz and Stegun.
 #[inline(always)]
-fn erf(x: f32) -> f32 {
+pub(super) fn erf(x: f32) -> f32 {
     let a = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * a);
     let p = 1.061_405_4;

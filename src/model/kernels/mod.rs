@@ -7,12 +7,13 @@
 mod candle;
 mod fused;
 mod gemm;
+mod learning;
 mod math;
 
 use candle_core::{Device, Tensor};
 
 use super::config::{Activation, Norm};
-use super::keys::Param;
+use super::keys::{Param, Scale};
 
 /// The type that a model is run in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,7 +80,7 @@ impl Ops {
         self,
         x: &Tensor,
         weight: &Param<'_>,
-        branches: &[(Param<'_>, f32)],
+        branches: &[(Param<'_>, Scale)],
         bias: Option<&Param<'_>>,
         activation: Option<Activation>,
     ) -> Result<Tensor> {

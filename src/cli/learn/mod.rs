@@ -1,0 +1,305 @@
+//! `learn`: lambdas from samples, and what they are worth.
+
+mod args;
+mod show;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use m2pt_surgery::data::{ClassIds, LabelMap, SampleOptions, SampleSet};
+use m2pt_surgery::learn::{
+    Ended, Epoch, Evaluation, FitOptions, Fitted, Learner, Objective, Samples, Search, Share, TextFile, split,
+};
+use m2pt_surgery::verify::{Interval, Paired, Pathway, Source, statistics};
+use m2pt_surgery::{AuxRequest, FoldRequest, LambdaSpec, Schedule};
+use serde_json::{Value, json};
+
+pub(super) use args::Args;
+
+use super::printer::Printer;
+use super::progress::Bar;
+use super::text::{bytes, counted};
+use super::verify::{Model, check_classes, root};
+use super::{DONE, FINDING};
+
+/// What came of it all.
+struct Report<'r> {
+    learner: &'r Learner<'r, 'r>,
+    fit: &'r Samples,
+    held_out: &'r Samples,
+    options: &'r FitOptions,
+    fitted: Fitted,
+    /// The best lambda for all layers, chosen on the samples that were fitted.
+    single: f32,
+    /// On the held-out samples: lambda = 0, the single one, the learned ones.
+    zero: Evaluation,
+    of_single: Evaluation,
+    learned: Evaluation,
+    /// The learned ones' accuracy less that of lambda = 0.
+    paired: Option<Paired>,
+    /// The learned ones' loss less that of lambda = 0, and its interval.
+    difference: (f64, Option<Interval>),
+    better: bool,
+    written: bool,
+}
+
+pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
+    let flags = &args.learning;
+    let options = FitOptions {
+        objective: flags.objective.into(),
+        init: flags.init,
+        lr: flags.lr,
+        epochs: flags.epochs,
+        batch: flags.batch,
+        seed: Some(flags.seed),
+        weight_decay: flags.weight_decay,
+        l1: flags.l1,
+        max_abs: flags.max_abs,
+        clip: flags.clip,
+        patience: flags.patience,
+    };
+    options.check()?;
+    check_outputs(args)?;
+    // Both are started before anything is computed, so that hours are not spent on what cannot be written.
+    let mut output = TextFile::create(&args.output, args.force)?;
+    let mut log = args.log.as_ref().map(|path| TextFile::create(path, args.force)).transpose()?;
+    let merged = args.fold.as_ref().map(|path| fold_request(args, path)).transpose()?;
+    if let Some(merged) = merged.clone() {
+        // What the fold refuses is refused now: its plan does not depend on the lambdas.
+        merged.open()?.plan().context("--fold")?;
+    }
+
+    let mut request = FoldRequest::without_output(&args.target);
+    request.aux = vec![AuxRequest { path: args.aux.clone(), lambda: Some(LambdaSpec::All(Schedule::Constant(0.0))) }];
+    request.target_root = root(args.model.root.as_ref());
+    let inputs = request.open()?;
+    let pathway = Pathway::new(&inputs)?;
+    pathway.notes().iter().for_each(|note| printer.note(note));
+    let model = Model::new(&args.model, &args.images, pathway.target.tensors.clone(), printer)?;
+    let share = if flags.search.is_some() { Share::All } else { flags.share.into() };
+    let learner = Learner::new(&pathway, &model.detected.config, share)?;
+
+    let (fit, held_out) = samples(args, &model, options.objective, printer)?;
+    let needed =
+        learner.bytes(options.batch.min(fit.len())) + (fit.len() + held_out.len()) as u64 * input_bytes(&model);
+    let what = match flags.search {
+        None => format!("{} of {}", counted(learner.lambdas(), "lambda"), counted(learner.layers(), "layer")),
+        Some(_) => format!("one lambda of {}", counted(learner.layers(), "layer")),
+    };
+    printer.note(&format!(
+        "learning {what} from {}, {} held out; about {} of memory",
+        counted(fit.len(), "sample"),
+        held_out.len(),
+        bytes(needed)
+    ));
+    let quiet = printer.quiet() || args.json;
+    let fitted = match flags.search {
+        None => learn(&learner, &fit, &held_out, &options, log.as_mut(), quiet)?,
+        Some(how) => {
+            let mut bar = Bar::counting(25, "searching", quiet);
+            let lambda = learner.search(&fit, how.into(), &options, &mut bar)?;
+            Fitted { lambdas: vec![lambda], best: 0, ended: Ended::Done, losses: Vec::new() }
+        }
+    };
+    let ended = fitted.ended;
+    if ended == Ended::Cancelled {
+        printer.note("stopped: these are the best lambdas so far");
+    }
+    // Once asked to stop it does no more than it has to: what it has is reported.
+    let mut bar = Bar::counting(21, "comparing with one lambda", quiet);
+    let mut uninterrupted = Uninterrupted(&mut bar);
+    let single = match flags.search {
+        None if ended == Ended::Cancelled => 0.0,
+        None => learner.search(&fit, Search::Grid, &options, &mut uninterrupted)?,
+        Some(_) => fitted.lambdas[0],
+    };
+    let evaluate = |lambdas: &[f32]| learner.evaluate(lambdas, &held_out, options.objective, &());
+    let (zero, of_single) = (evaluate(&vec![0.0; learner.lambdas()])?, evaluate(&vec![single; learner.lambdas()])?);
+    let learned = evaluate(&fitted.lambdas)?;
+    drop(bar);
+
+    let differences: Vec<f64> = learned.losses.iter().zip(&zero.losses).map(|(a, b)| a - b).collect();
+    let difference = statistics::mean(&differences).unwrap_or((f64::NAN, None));
+    let better = difference.1.is_some_and(|interval| interval.high < 0.0);
+    let labels: Option<Vec<usize>> = held_out.labels().iter().copied().collect();
+    let paired = labels.map(|labels| Paired::new(&learned.logits.predictions(), &zero.logits.predictions(), &labels));
+    warn(&learner, &fitted, &options, printer);
+
+    let written = better || args.fold.is_none() || args.accept;
+    if written {
+        output.write(&lambda_file(&learner, &fitted.lambdas)?)?;
+        output.publish()?;
+    }
+    if let Some(log) = log {
+        log.publish()?;
+    }
+    if let Some(mut merged) = merged.filter(|_| written) {
+        merged.aux[0].lambda = Some(super::fold::lambda_file(&args.output)?);
+        let inputs = merged.open()?;
+        let fold = inputs.plan()?;
+        fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet))
+            .context("the lambda file was written, but not the fold")?;
+    }
+    let report = Report {
+        learner: &learner,
+        fit: &fit,
+        held_out: &held_out,
+        options: &options,
+        fitted,
+        single,
+        zero,
+        of_single,
+        learned,
+        paired,
+        difference,
+        better,
+        written,
+    };
+    if args.json {
+        printer.json(&show::json(args, &report))?
+    } else {
+        show::report(args, &report, printer)?
+    }
+    let sound = better && !matches!(ended, Ended::NotFinite(_));
+    Ok(if sound { DONE } else { ExitCode::from(FINDING) })
+}
+
+/// Counts, and is not asked to stop.
+struct Uninterrupted<'b>(&'b mut Bar);
+
+impl m2pt_surgery::Progress for Uninterrupted<'_> {
+    fn advance(&mut self, count: u64) {
+        self.0.advance(count);
+    }
+}
+
+/// The files to write have to be different ones, and none that is read.
+fn check_outputs(args: &Args) -> Result<()> {
+    let outputs: Vec<(&str, &Path)> =
+        [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
+            .into_iter()
+            .filter_map(|(flag, path)| Some((flag, path?.as_path())))
+            .collect();
+    for (number, (flag, path)) in outputs.iter().enumerate() {
+        if let Some((other, _)) = outputs[..number].iter().find(|(_, other)| other == path) {
+            bail!("{other} and {flag} are the same file");
+        }
+        let same = |input: &Path| matches!((path.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b);
+        if [&args.target, &args.aux, &args.samples].into_iter().any(|input| same(input)) {
+            bail!("{flag} would replace {}, which is read", path.display());
+        }
+    }
+    if args.log.is_some() && args.learning.search.is_some() {
+        bail!("--log tells of epochs, of which --search has none");
+    }
+    Ok(())
+}
+
+fn fold_request(args: &Args, path: &Path) -> Result<FoldRequest> {
+    let mut request = FoldRequest::new(&args.target, path).context("--fold")?;
+    request.aux = vec![AuxRequest { path: args.aux.clone(), lambda: Some(LambdaSpec::All(Schedule::Constant(0.1))) }];
+    request.target_root = root(args.model.root.as_ref());
+    request.force = args.force;
+    Ok(request)
+}
+
+fn input_bytes(model: &Model<'_>) -> u64 {
+    model.preprocessing.input_size.iter().product::<usize>() as u64 * 4
+}
+
+/// The samples to fit, and those held out.
+fn samples(args: &Args, model: &Model<'_>, objective: Objective, printer: &mut Printer) -> Result<(Samples, Samples)> {
+    let labels = args.set.labels.as_ref().map(LabelMap::open).transpose().context("--labels")?;
+    let class_ids = args.set.class_ids.map(ClassIds::from).unwrap_or_default();
+    let by_place = args.set.labels.is_none() && args.set.class_ids.is_none();
+    let quiet = printer.quiet() || args.json;
+    let read = |path: &Path| -> Result<Samples> {
+        let set =
+            SampleSet::open(path, &SampleOptions { labels: labels.clone(), class_ids, ..SampleOptions::default() })?;
+        check_classes(by_place, &set, std::iter::once(model))?;
+        set.check(&model.preprocessing)?;
+        let source = Source::Samples { set, preprocessing: model.preprocessing.clone() };
+        let samples = Samples::read(&source, &mut Bar::counting(source.len() as u64, "reading", quiet))?;
+        samples.check(objective, model.detected.config.classes.unwrap_or_default())?;
+        Ok(samples)
+    };
+    let all = read(&args.samples)?;
+    let (fit, held_out) = match &args.set.val {
+        Some(val) => (all, read(val).context("--val")?),
+        None => {
+            let (fit, held_out) = split(all.labels(), args.set.held_out, args.learning.seed)?;
+            (all.select(&fit), all.select(&held_out))
+        }
+    };
+    let classes: std::collections::BTreeSet<_> = fit.labels().iter().flatten().collect();
+    if objective == Objective::CrossEntropy && classes.len() == 1 {
+        printer.note("all samples are of one class: lambdas learn to say that class, whatever the image");
+    }
+    Ok((fit, held_out))
+}
+
+fn learn(
+    learner: &Learner<'_, '_>,
+    fit: &Samples,
+    held_out: &Samples,
+    options: &FitOptions,
+    mut log: Option<&mut TextFile>,
+    quiet: bool,
+) -> Result<Fitted> {
+    let bar = Bar::counting((fit.len() * options.epochs) as u64, "learning", quiet);
+    let said = bar.clone();
+    let mut bar = bar;
+    let mut each = |epoch: &Epoch, lambdas: &[f32]| {
+        let accuracy = epoch.held_out_accuracy.map_or(String::new(), |x| format!(", {:.1} %", x * 100.0));
+        said.say(format!(
+            "epoch {} loss {:.4} held out {:.4}{accuracy} lr {:.1e}",
+            epoch.epoch, epoch.fit_loss, epoch.held_out_loss, epoch.lr
+        ));
+        if let Some(log) = &mut log {
+            log.write(&format!("{}\n", logged(epoch, lambdas)))?;
+        }
+        Ok(())
+    };
+    Ok(learner.fit(fit, held_out, options, &mut bar, &mut each)?)
+}
+
+fn logged(epoch: &Epoch, lambdas: &[f32]) -> Value {
+    json!({
+        "epoch": epoch.epoch,
+        "steps": epoch.steps,
+        "lr": epoch.lr,
+        "fit_loss": epoch.fit_loss,
+        "fit_accuracy": epoch.fit_accuracy,
+        "held_out_loss": epoch.held_out_loss,
+        "held_out_accuracy": epoch.held_out_accuracy,
+        "lambdas": lambdas,
+    })
+}
+
+/// What should make a reader of the lambdas careful.
+fn warn(learner: &Learner<'_, '_>, fitted: &Fitted, options: &FitOptions, printer: &mut Printer) {
+    if let Ended::NotFinite(step) = fitted.ended {
+        printer.note(&format!(
+            "the loss or its gradient was NaN or infinite at step {step}: stopped there; these are the last good lambdas. Try a \
+             smaller --lr or --max-abs"
+        ));
+    }
+    if fitted.lambdas.iter().all(|lambda| *lambda == options.init) {
+        printer.note(&format!("the lambdas did not move from {}: nothing that was tried is better", options.init));
+    }
+    let hit = learner
+        .entries(&fitted.lambdas)
+        .filter(|entry| f64::from(entry.2.abs()) >= options.max_abs as f32 as f64)
+        .count();
+    if hit > 0 {
+        printer.note(&format!("{} at the bound of --max-abs {}", counted(hit, "layer"), options.max_abs));
+    }
+}
+
+/// The lambdas as `fold` reads them: each the decimal that is exactly the float32.
+fn lambda_file(learner: &Learner<'_, '_>, lambdas: &[f32]) -> Result<String> {
+    let entries = learner.entries(lambdas).map(|(name, _, lambda)| (name.to_owned(), Value::from(f64::from(lambda))));
+    let entries: serde_json::Map<String, Value> = entries.collect();
+    Ok(format!("{}\n", serde_json::to_string_pretty(&entries)?))
+}
