@@ -13,7 +13,7 @@ use crate::naming::MatchProblem;
 use crate::pickle;
 use crate::plan::{FoldProblem, LambdaProblem};
 use crate::tensor::DType;
-use crate::write::LayoutProblem;
+use crate::write::{LayoutProblem, PartsProblem};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -260,6 +260,14 @@ pub enum Error {
         path: PathBuf,
         /// What is wrong.
         problem: OutputProblem,
+    },
+    /// The output cannot be written in parts, or its parts not be joined.
+    #[error("{}: {problem}", path.display())]
+    Parts {
+        /// The output, a file of it, or its plan.
+        path: PathBuf,
+        /// What is wrong.
+        problem: Box<PartsProblem>,
     },
     /// The output was published, but its sidecar was not.
     #[error("{} was written, but the report on it was not", output.display())]

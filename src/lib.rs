@@ -71,7 +71,8 @@
 //!
 //! # What is written
 //! `.pth` as PyTorch 2.15 writes it, loadable by PyTorch 1.13 and later with `weights_only=True`; `.safetensors`. Both in one file,
-//! or in shards with an index, split as the Hugging Face libraries split them ([`FoldRequest::shard_bytes`]).
+//! or in shards with an index, split as the Hugging Face libraries split them ([`FoldRequest::shard_bytes`]). Shards can be
+//! written one by one, by several machines ([`FoldRequest::part`], [`join`]).
 //!
 //! # Arithmetic
 //! float32 and float64 folds are bit-identical to PyTorch's eager `W + lambda * A`: multiply, then add, lambda rounded to
@@ -123,7 +124,10 @@ pub use container::{
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
 pub use engine::{Lost, Norms, Progress, RunOptions, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
-pub use fold::{AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, PlannedFold, PlannedGraft, Understood};
+pub use fold::{
+    AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, Joined, Part, PartsReport, PlannedFold, PlannedGraft,
+    Understood, join,
+};
 pub use naming::{
     AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
     MatchProblem, PatternProblem, Recognised, SCALE, Selector, Unmapped,
@@ -134,4 +138,4 @@ pub use plan::{
     Output, Parameter, Plan, Schedule, ShapeMismatch, Sharing, Source, Step, TensorRef, Term,
 };
 pub use tensor::{ByteOrder, DType, TensorSpec, TensorView};
-pub use write::{Format, LayoutProblem};
+pub use write::{Format, LayoutProblem, PartsProblem};

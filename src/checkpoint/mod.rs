@@ -13,6 +13,7 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::UNIX_EPOCH;
 
 pub use compute::{Operation, OperationProblem};
 pub use derive::{DeriveProblem, Expr};
@@ -178,6 +179,16 @@ impl Checkpoint {
     pub fn sha256(&self) -> String {
         // Nobody stops it.
         self.sha256_watched(&Watched::default()).unwrap_or_default()
+    }
+
+    /// The name, size and time of change (in nanoseconds since 1970) of each of its files.
+    pub(crate) fn stamps(&self) -> Vec<(String, u64, Option<u128>)> {
+        let stamps = self.contents.sources.iter().map(|source| {
+            let since = source.map.modified().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            let name = source.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (name, source.map.len() as u64, since.map(|since| since.as_nanos()))
+        });
+        stamps.collect()
     }
 
     /// As [`Checkpoint::sha256`], while somebody watches; `None` if it is to stop.

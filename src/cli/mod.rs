@@ -6,6 +6,7 @@ mod diff;
 mod fold;
 mod graft;
 mod inspect;
+mod join;
 mod lambdas;
 #[cfg(feature = "verify")]
 mod learn;
@@ -76,6 +77,7 @@ enum Command {
     Inspect(inspect::Args),
     Fold(Box<fold::Args>),
     Graft(Box<graft::Args>),
+    Join(join::Args),
     #[cfg(feature = "verify")]
     Convert(Box<convert::Args>),
     Diff(diff::Args),
@@ -96,6 +98,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args, &mut printer),
         Command::Fold(args) => fold::run(args, &mut printer),
         Command::Graft(args) => graft::run(args, &mut printer),
+        Command::Join(args) => join::run(args, &mut printer),
         #[cfg(feature = "verify")]
         Command::Convert(args) => convert::run(args, &mut printer),
         Command::Diff(args) => diff::run(args, &mut printer),

@@ -56,6 +56,14 @@ impl Map {
         Ok(Map::Mapped(Mapped { _watch: watch, map, file, modified: modified(&metadata) }))
     }
 
+    /// When the file was changed last, as it was opened; `None` if the system does not tell.
+    pub(crate) fn modified(&self) -> Option<SystemTime> {
+        match self {
+            Map::Mapped(mapped) => mapped.modified,
+            Map::Memory(_) => None,
+        }
+    }
+
     /// Checks that the file is still what it was when it was opened, as far as its size and its time tell; `path` is for
     /// messages.
     ///

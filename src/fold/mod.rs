@@ -2,10 +2,12 @@
 
 mod adapt;
 mod graft;
+mod parts;
 mod provenance;
 mod request;
 
 pub use graft::{GraftReport, PlannedGraft};
+pub use parts::{Joined, Part, PartsReport, join};
 pub use request::{AuxRequest, FoldRequest};
 
 use std::path::{Path, PathBuf};
@@ -127,11 +129,17 @@ impl FoldInputs {
     pub fn plan(&self) -> Result<PlannedFold<'_>> {
         let request = &self.request;
         let (target, aux, plan) = self.matched()?;
-        let mut planned = PlannedFold { inputs: self, target, aux, plan, files: Vec::new() };
+        let mut planned = PlannedFold { inputs: self, target, aux, plan, files: Vec::new(), part_bytes: None };
         let layout = planned.layout(None)?;
         planned.files = layout.files();
         planned.note_left_behind();
-        planned.plan.notes.extend(layout.check()?);
+        match request.part {
+            Some(part) => {
+                planned.plan.notes.extend(layout.check_parts()?);
+                planned.part_bytes = Some(planned.bytes_of(part, &layout));
+            }
+            None => planned.plan.notes.extend(layout.check()?),
+        }
         if request.sidecar {
             let path = request.sidecar_path();
             // Its folder may be one that is to be made.
@@ -199,6 +207,12 @@ impl FoldInputs {
         if request.lambda.is_some() && !request.aux.is_empty() && request.aux.iter().all(|aux| aux.lambda.is_some()) {
             return unused("--lambda", "every --aux has a lambda of its own");
         }
+        if request.part.is_some() && request.force {
+            return unused("--force", "shards that are written one by one replace none");
+        }
+        if request.part.is_some() && request.sidecar {
+            return unused("--report", "shards that are written one by one have none");
+        }
         if request.aux_root != RootChoice::Auto && request.aux.is_empty() {
             return unused("--aux-root", no_aux);
         }
@@ -246,6 +260,8 @@ pub struct PlannedFold<'i> {
     aux: Vec<Understood<'i>>,
     plan: Plan,
     files: Vec<(PathBuf, u64)>,
+    /// Bytes of tensors in the shards of the part that is to be written.
+    part_bytes: Option<u64>,
 }
 
 /// What a fold did.
@@ -253,8 +269,10 @@ pub struct PlannedFold<'i> {
 pub struct FoldReport {
     /// What the run found.
     pub run: RunReport,
-    /// Bytes of the output, all its files together.
+    /// Bytes that were written, all files together.
     pub file_bytes: u64,
+    /// What became of the shards, if they were written one by one.
+    pub parts: Option<PartsReport>,
     /// Time from the first byte read to the file being published.
     pub elapsed: Duration,
 }
@@ -301,8 +319,9 @@ impl<'i> PlannedFold<'i> {
     #[must_use]
     pub fn work_bytes(&self) -> u64 {
         let inputs = std::iter::once(&self.inputs.target).chain(&self.inputs.aux);
-        let hashed: u64 = inputs.filter(|_| self.hashes_inputs()).map(Checkpoint::file_bytes).sum();
-        self.plan.bytes() + hashed
+        let hashes = self.part_bytes.is_some() || self.hashes_inputs();
+        let hashed: u64 = inputs.filter(|_| hashes).map(Checkpoint::file_bytes).sum();
+        self.part_bytes.unwrap_or(self.plan.bytes()) + hashed
     }
 
     /// Notes what the target holds that is no tensor, and that the output therefore lacks.
@@ -322,10 +341,14 @@ impl<'i> PlannedFold<'i> {
     /// # Errors
     /// [`Error`]; then the output was not published, and what was there before is untouched. Two exceptions:
     /// [`Error::Sidecar`], the output is there, whole, but its sidecar could not take its name; and
-    /// [`Error::NotRestored`], of several files that were to be replaced.
+    /// [`Error::NotRestored`], of several files that were to be replaced. With [`FoldRequest::part`], shards that were complete before
+    /// the error stay.
     pub fn run(&self, progress: &mut dyn Progress) -> Result<FoldReport> {
         let started = Instant::now();
         let request = self.request();
+        if let Some(part) = request.part {
+            return self.run_part(part, started, progress);
+        }
         let provenance = match self.has_provenance() {
             true => Some(self.provenance(&self.hashes(progress)?)),
             false => None,
@@ -344,7 +367,7 @@ impl<'i> PlannedFold<'i> {
                 .publish()
                 .map_err(|source| Error::Sidecar { output: request.output.clone(), source: Box::new(source) })?;
         }
-        Ok(FoldReport { run, file_bytes: self.file_bytes(), elapsed: started.elapsed() })
+        Ok(FoldReport { run, file_bytes: self.file_bytes(), parts: None, elapsed: started.elapsed() })
     }
 }
 

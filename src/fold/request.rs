@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::FoldInputs;
+use super::{FoldInputs, Part};
 use crate::checkpoint::{Checkpoint, RootChoice};
 use crate::engine::RunOptions;
 use crate::error::{Error, OutputProblem, Result};
@@ -74,6 +74,8 @@ pub struct FoldRequest {
     /// extension of a format and is no folder, the name that theirs are made of: `a.safetensors`,
     /// `a-00001-of-00002.safetensors` and `a.safetensors.index.json`.
     pub shard_bytes: Option<u64>,
+    /// Which of the shards are written now, one by one, as far as they are not there; all, to appear together, if `None`.
+    pub part: Option<Part>,
     /// The key that the tensors go under in a .pth file, such as `model` for `{'model': {...}}`; several, outermost first,
     /// joined by dots; empty for none.
     pub wrap: String,
@@ -120,6 +122,7 @@ impl FoldRequest {
             output: output.into(),
             format,
             shard_bytes: None,
+            part: None,
             wrap: String::new(),
             force: false,
             metadata: true,

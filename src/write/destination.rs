@@ -89,7 +89,7 @@ impl Destination {
     }
 
     /// What readers of the folder would take in place of what is written, if it was written under a name of transformers.
-    fn taken_first(&self, paths: &[&Path]) -> Result<Option<String>> {
+    pub(super) fn taken_first(&self, paths: &[&Path]) -> Result<Option<String>> {
         let Some((last, name)) = paths.last().and_then(|path| Some((path, path.file_name()?.to_str()?))) else {
             return Ok(None);
         };

@@ -2,6 +2,7 @@
 
 mod destination;
 mod layout;
+mod parts;
 mod pth;
 mod publish;
 mod safetensors;
@@ -16,6 +17,8 @@ use crate::plan::Sharing;
 pub(crate) use destination::{Destination, left_notes};
 pub(crate) use layout::Layout;
 pub use layout::LayoutProblem;
+pub(crate) use parts::Parts;
+pub use parts::PartsProblem;
 pub(crate) use scratch::{ScratchFile, check_target};
 pub(crate) use writer::{OpenFile, Writer};
 

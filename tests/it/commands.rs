@@ -178,7 +178,7 @@ fn fold_json_has_the_documented_names() {
     assert_eq!(keys(&report), "target aux output layers dropped notes non_finite seconds");
     let model = "file root family architecture layers outside roots";
     assert_eq!((keys(&report["target"]), keys(&report["aux"][0])), (model.into(), model.into()));
-    assert_eq!(keys(&report["output"]), "file format tensors bytes written files");
+    assert_eq!(keys(&report["output"]), "file format tensors bytes written files parts");
     let layer = "name parameter block kind shape dtype bytes terms relative_change";
     assert_eq!(keys(&report["layers"][0]), layer);
     assert_eq!(keys(&report["layers"][0]["terms"][0]), "aux input lambda");

@@ -37,6 +37,8 @@ static LIBRARY: LazyLock<PathBuf> = LazyLock::new(|| {
 /// A call that the program made: `write`, 1044736 bytes, of the file `.merged.pth.m2pt-surgery-123-0.tmp`.
 #[derive(Debug)]
 struct Call {
+    /// From 1, in the order in which calls began.
+    number: usize,
     function: String,
     bytes: usize,
     /// The process number replaced by `PID`.
@@ -155,9 +157,17 @@ impl Case {
         let text = fs::read_to_string(log.path()).unwrap().replace(&format!("-surgery-{process}-"), "-surgery-PID-");
         let call = |line: &str| {
             let fields: Vec<&str> = line.splitn(4, ' ').collect();
-            Call { function: fields[1].into(), bytes: fields[2].parse().unwrap(), name: fields[3].into() }
+            Call {
+                number: fields[0].parse().unwrap(),
+                function: fields[1].into(),
+                bytes: fields[2].parse().unwrap(),
+                name: fields[3].into(),
+            }
         };
-        Run { process, output, calls: text.lines().map(call).collect() }
+        // Threads write their lines when they come to it, and one that another thread kills may not.
+        let mut calls: Vec<Call> = text.lines().map(call).collect();
+        calls.sort_by_key(|call| call.number);
+        Run { process, output, calls }
     }
 
     fn command(&self) -> Command {
@@ -287,7 +297,7 @@ impl Case {
             for kind in faults(&call.function) {
                 let run = self.run(index + 1, kind);
                 let title = format!("{kind} at call {} ({} {})", index + 1, call.function, call.name);
-                let met = run.calls.get(index).map(|call| (&call.function, &call.name));
+                let met = run.calls.iter().find(|met| met.number == index + 1).map(|call| (&call.function, &call.name));
                 assert_eq!(met, Some((&call.function, &call.name)), "{title}: the call is another one");
                 let kill = kind.starts_with("kill");
                 assert_eq!(run.output.status.signal().is_some(), kill, "{title}: {:?}", run.output);

@@ -43,6 +43,8 @@ mod learning;
 mod memory;
 #[cfg(feature = "verify")]
 mod model;
+#[cfg(feature = "cli")]
+mod parts;
 #[cfg(feature = "verify")]
 mod preprocessing;
 #[cfg(feature = "verify")]

@@ -3,7 +3,7 @@
 use m2pt_surgery::{FoldReport, Parameter, PlannedFold, Understood};
 use serde_json::{Value, json};
 
-use super::{architecture, relative};
+use super::show::{architecture, relative};
 use crate::cli::inspect::root_json;
 use crate::cli::text::files;
 
@@ -45,6 +45,10 @@ pub(super) fn report(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value
             "file": fold.request().output.to_string_lossy(), "format": fold.request().format.name(),
             "tensors": plan.outputs.len(), "bytes": fold.file_bytes(), "written": done.is_some(),
             "files": files(fold.files()),
+            "parts": done.and_then(|done| done.parts.as_ref()).map(|parts| json!({
+                "written": parts.written.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>(),
+                "found": parts.found, "missing": parts.missing, "of": parts.of,
+            })),
         },
         "layers": layers,
         "dropped": plan.dropped.iter().map(|d| json!({

@@ -1,8 +1,8 @@
 //! `fold`: `W + lambda * W'` into a drop-in checkpoint.
 
 mod json;
+mod show;
 
-use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,19 +10,19 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use comfy_table::Cell;
-use m2pt_surgery::tensor::shape_text;
 use m2pt_surgery::{
-    Architecture, AuxRequest, BiasMode, BlockSet, DType, DepthMismatch, Error, FoldReport, FoldRequest, FoldedLayer,
-    Format, LambdaSpec, LayerKind, Norms, Parameter, PlannedFold, RootChoice, Selector, Understood,
+    AuxRequest, BiasMode, BlockSet, DType, DepthMismatch, Error, FoldRequest, Format, LambdaSpec, LayerKind, Part,
+    RootChoice, Selector,
 };
+use serde_json::value::RawValue;
 
 use super::DONE;
-use super::inspect::root_text;
-use super::printer::{Printer, right};
+use super::printer::Printer;
 use super::progress::Bar;
 use super::running::RunArgs;
-use super::text::{bytes, counted, printable, significant, size};
+use super::text::{bytes, printable, size};
+
+pub(in crate::cli) use show::models;
 
 /// Fold auxiliary weights into a target, W + lambda * W', and write a plain checkpoint
 ///
@@ -37,6 +37,7 @@ use super::text::{bytes, counted, printable, significant, size};
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.0..0.2 --blocks 0-5 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.pth       learned lambdas
   m2pt-surgery fold model/ --aux audio.pth --lambda 0.1 --max-shard-size 2GB -o merged/
+  m2pt-surgery fold model/ --aux audio.pth --lambda 0.1 --max-shard-size 2GB -o merged/ --shard 3/16     then: join merged/
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 --wrap model -o merged.pth
   m2pt-surgery fold gpt.pth --aux other.pth --lambda 0.1 -o merged.pth \\
       --target-pattern 'h\\.(?<block>\\d+)\\.(?:(?<qkv>attn\\.c_attn)|(?<fc1>mlp\\.c_fc))\\.weight$'")]
@@ -58,7 +59,7 @@ pub(in crate::cli) struct Args {
     lambda: Option<String>,
 
     /// A JSON object of scales by layer: {"blocks.0.attn.qkv": 0.1, "1.fc2": 0.02}; each entry has to name one layer, and
-    /// layers that are not named stay as they are
+    /// layers that are not named stay as they are. A list of objects has one for each --aux
     #[arg(long, value_name = "FILE")]
     lambda_file: Option<PathBuf>,
 
@@ -108,6 +109,16 @@ pub(in crate::cli) struct Args {
     /// makes it OUTPUT-00001-of-00003.safetensors. If all fits into one file, that is model.safetensors, without an index
     #[arg(long, value_name = "SIZE", value_parser = size)]
     max_shard_size: Option<u64>,
+
+    /// Write the shards one by one, each of which appears when it is complete, and the index at the end; those that are there
+    /// already, from a run that was interrupted, stay
+    #[arg(long, requires = "max_shard_size", conflicts_with_all = ["force", "report", "part"])]
+    resume: bool,
+
+    /// Write one part of N of the shards, and no index: one of N jobs that may run on different machines; `join` ends it. 0/N
+    /// writes nothing but the plan, so that the jobs after it need not hash the inputs
+    #[arg(long = "shard", id = "part", value_name = "K/N", value_parser = part, requires = "max_shard_size", conflicts_with_all = ["force", "report"])]
+    part: Option<Part>,
 
     /// Put the tensors under this key of a .pth file, as training scripts expect: {'model': {...}}; several keys, outermost
     /// first, are joined by dots
@@ -215,11 +226,24 @@ pub(in crate::cli) fn aux(text: &OsStr) -> Result<AuxRequest> {
     }
 }
 
+/// `K/N`
+fn part(text: &str) -> Result<Part, String> {
+    let found = text.split_once('/').and_then(|(number, of)| {
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        Some((digits(number)?, digits(of)?))
+    });
+    match found {
+        Some((number, of)) if of > 0 && number <= of => Ok(Part::Number { number, of }),
+        _ => Err("write it as 3/16: the third of 16 parts, from 1 to 16, or 0/16 for the plan alone".to_owned()),
+    }
+}
+
 fn request(args: &Args) -> Result<FoldRequest> {
-    let lambda = match (&args.lambda, &args.lambda_file) {
-        (Some(text), _) => Some(LambdaSpec::parse(text).context("--lambda")?),
-        (None, Some(path)) => Some(lambda_file(path)?),
-        (None, None) => None,
+    let mut sets = args.lambda_file.as_deref().map(lambda_sets).transpose()?.unwrap_or_default();
+    let lambda = match &args.lambda {
+        Some(text) => Some(LambdaSpec::parse(text).context("--lambda")?),
+        None if sets.len() == 1 => sets.pop(),
+        None => None,
     };
     let format = args.format.map(|format| match format {
         OutputFormat::Pth => Format::Pth,
@@ -233,6 +257,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
         None => FoldRequest::new(&args.target, &args.output)?,
     };
     request.shard_bytes = args.max_shard_size;
+    request.part = args.part.or(args.resume.then_some(Part::Rest));
     if let Some(key) = &args.wrap {
         if key.is_empty() {
             bail!("--wrap \"\" names no key; leave it out to write the tensors at the top");
@@ -240,6 +265,14 @@ fn request(args: &Args) -> Result<FoldRequest> {
         request.wrap.clone_from(key);
     }
     request.aux = args.aux.iter().map(|text| aux(text)).collect::<Result<_>>()?;
+    if !sets.is_empty() {
+        let own = request.aux.iter().any(|aux| aux.lambda.is_some());
+        if sets.len() != request.aux.len() || own {
+            let why = if own { "one --aux has a lambda of its own" } else { "there are not as many --aux" };
+            bail!("--lambda-file holds {} sets of lambdas, one for each auxiliary, and {why}", sets.len());
+        }
+        request.aux.iter_mut().zip(sets).for_each(|(aux, set)| aux.lambda = Some(set));
+    }
     let root = |path: &Option<String>| path.clone().map_or(RootChoice::Auto, RootChoice::Path);
     request.target_root = root(&args.root);
     request.aux_root = root(&args.aux_root);
@@ -264,7 +297,16 @@ fn request(args: &Args) -> Result<FoldRequest> {
     Ok(request)
 }
 
+/// The lambdas in a file, of all auxiliaries together.
 pub(in crate::cli) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
+    match <[LambdaSpec; 1]>::try_from(lambda_sets(path)?) {
+        Ok([one]) => Ok(one),
+        Err(sets) => bail!("{} holds {} sets of lambdas, one for each auxiliary", path.display(), sets.len()),
+    }
+}
+
+/// The lambdas in a file: an object, or a list of one for each auxiliary.
+pub(in crate::cli) fn lambda_sets(path: &Path) -> Result<Vec<LambdaSpec>> {
     /// Bytes of the longest lambda file read: far more than any model has layers for.
     const LONGEST: u64 = 16 << 20;
     let io = |source| Error::Io { action: "read", path: path.to_owned(), source };
@@ -273,7 +315,12 @@ pub(in crate::cli) fn lambda_file(path: &Path) -> Result<LambdaSpec> {
     }
     let text = std::fs::read(path).map_err(io)?;
     let problem = |problem| Error::LambdaFile { path: path.to_owned(), problem };
-    Ok(LambdaSpec::from_json(&path.display().to_string(), &String::from_utf8_lossy(&text)).map_err(problem)?)
+    let (name, text) = (path.display().to_string(), String::from_utf8_lossy(&text));
+    let set = |text: &str| LambdaSpec::from_json(&name, text).map_err(problem);
+    match serde_json::from_str::<Vec<&RawValue>>(&text) {
+        Ok(sets) if !sets.is_empty() => Ok(sets.into_iter().map(|one| set(one.get())).collect::<Result<_, _>>()?),
+        _ => Ok(vec![set(&text)?]),
+    }
 }
 
 pub(in crate::cli) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
@@ -294,7 +341,7 @@ pub(in crate::cli) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode
         }
         printer.note_lost(&done.run.lost);
     }
-    let printed = print(args, &fold, done.as_ref(), printer);
+    let printed = show::print(args, &fold, done.as_ref(), printer);
     if done.is_some() {
         // Whatever becomes of the printing: the file is there.
         printed.context(Written(printable(&args.output.display().to_string())))?;
@@ -312,177 +359,4 @@ impl fmt::Display for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} was written", self.0)
     }
-}
-
-fn print(args: &Args, fold: &PlannedFold<'_>, done: Option<&FoldReport>, printer: &mut Printer) -> Result<()> {
-    if args.json {
-        printer.json(&json::report(fold, done))?;
-    } else {
-        models(fold.target(), fold.aux(), printer)?;
-        match done {
-            None => dry_run(fold, printer)?,
-            Some(done) => report(fold, done, printer)?,
-        }
-    }
-    Ok(printer.flush()?)
-}
-
-/// What each file was taken for.
-pub(in crate::cli) fn models(target: &Understood<'_>, aux: &[Understood<'_>], printer: &mut Printer) -> Result<()> {
-    let roles = std::iter::once("target").chain(std::iter::repeat("auxiliary"));
-    for (role, model) in roles.zip(std::iter::once(target).chain(aux)) {
-        let checkpoint = model.tensors.checkpoint();
-        let root = match model.tensors.root() {
-            "" => String::new(),
-            root => format!(", root {root}"),
-        };
-        let path = printable(&checkpoint.path().display().to_string());
-        printer.line(format!("{role:<10} {path}  {}{root}", bytes(checkpoint.file_bytes())))?;
-        let family = match &model.family {
-            Some(family) => format!("{} ({})", family.family.title(), family.because.join("; ")),
-            None => "layers found by pattern".to_owned(),
-        };
-        printer.line(format!("{:<10} {family}", ""))?;
-        if let Some(architecture) = architecture(model) {
-            printer.line(format!("{:<10} {architecture}", ""))?;
-        }
-        if model.tensors.outside() > 0 {
-            let others: Vec<String> = checkpoint
-                .roots()
-                .iter()
-                .filter(|root| root.path() != model.tensors.root())
-                .map(|root| format!("{} ({})", root_text(root), root.tensors()))
-                .collect();
-            let roots = if others.is_empty() { String::new() } else { format!("; other roots: {}", others.join(", ")) };
-            let elsewhere = counted(model.tensors.outside(), "tensor");
-            printer.line(format!("{:<10} {elsewhere} of the file not taken{roots}", ""))?;
-        }
-    }
-    printer.line("")?;
-    Ok(())
-}
-
-fn architecture(model: &Understood<'_>) -> Option<Architecture> {
-    Architecture::guess(model.tensors.specs(), &model.layers)
-}
-
-/// The plan as a table: one row for each parameter and term.
-fn dry_run(fold: &PlannedFold<'_>, printer: &mut Printer) -> Result<()> {
-    let plan = fold.plan();
-    let mut table = printer.new_table(&["target layer", "auxiliary layer", "shape", "dtype", "lambda", "bytes"]);
-    for folded in &plan.folded {
-        for (i, term) in folded.terms.iter().enumerate() {
-            let step = &plan.steps[folded.step];
-            let number = if fold.aux().len() > 1 { format!(" ({})", term.source.input) } else { String::new() };
-            table.add_row([
-                Cell::new(if i == 0 { printable(&folded.name) } else { String::new() }),
-                Cell::new(format!("{}{number}", printable(&term.name))),
-                Cell::new(shape_text(&folded.shape)),
-                Cell::new(dtype_text(folded, step.dtype)),
-                right(significant(term.lambda, 6)),
-                right(if i == 0 { bytes(step.bytes()) } else { String::new() }),
-            ]);
-        }
-    }
-    printer.table(&table)?;
-    summary(fold, "would be folded", printer)?;
-    printer.line(format!(
-        "Would write {}: {} of {}. Nothing was written.",
-        output_text(fold),
-        bytes(fold.file_bytes()),
-        fold.request().format.name(),
-    ))?;
-    Ok(())
-}
-
-/// The output: its file, or the index and how many shards.
-fn output_text(fold: &PlannedFold<'_>) -> String {
-    let shards = fold.files().len().saturating_sub(1);
-    let last = fold.files().last().map_or(&fold.request().output, |(path, _)| path);
-    let name = printable(&last.display().to_string());
-    if shards == 0 { name } else { format!("{name} and {}", counted(shards, "shard")) }
-}
-
-fn dtype_text(folded: &FoldedLayer, output: DType) -> String {
-    if folded.dtype == output { output.to_string() } else { format!("{} -> {output}", folded.dtype) }
-}
-
-fn summary(fold: &PlannedFold<'_>, verb: &str, printer: &mut Printer) -> Result<()> {
-    let plan = fold.plan();
-    let weights = plan.folded.iter().filter(|f| f.parameter == Parameter::Weight).count();
-    let biases = plan.folded.len() - weights;
-    let mut text = format!("{} of {} {verb}", weights, counted(fold.target().layers.as_slice().len(), "layer"));
-    if biases > 0 {
-        text += &format!(", and {}", if biases == 1 { "1 bias".to_owned() } else { format!("{biases} biases") });
-    }
-    let unchanged = plan.folded.iter().filter(|f| !f.changes()).count();
-    if unchanged > 0 {
-        text += &format!(" ({unchanged} of them with a lambda of 0, which changes nothing)");
-    }
-    let copied = plan.outputs.len() - plan.folded.len();
-    text += &match copied {
-        1 => "; 1 tensor kept as it is".to_owned(),
-        _ => format!("; {} kept as they are", counted(copied, "tensor")),
-    };
-    if let Some(dtype) = fold.request().dtype {
-        text += &format!(" but for the cast to {dtype}");
-    }
-    let merged = plan.dropped.iter().filter(|dropped| dropped.folded).count();
-    if merged > 0 {
-        text += &format!("; {} left out, now in the weights", counted(merged, "pathway tensor"));
-    }
-    if plan.dropped.len() > merged {
-        let lost = counted(plan.dropped.len() - merged, "pathway tensor");
-        text += &format!("; {lost} of layers that are not folded left out, not in any weight");
-    }
-    printer.line(text + ".")?;
-    Ok(())
-}
-
-/// The norms of all folded parameters of a kind, added up.
-fn norms_by_kind(fold: &PlannedFold<'_>, done: &FoldReport) -> BTreeMap<(LayerKind, bool), (usize, Vec<f64>, Norms)> {
-    let mut kinds: BTreeMap<(LayerKind, bool), (usize, Vec<f64>, Norms)> = BTreeMap::new();
-    for folded in &fold.plan().folded {
-        let (count, lambdas, sums) = kinds.entry((folded.id.kind, folded.parameter == Parameter::Bias)).or_default();
-        *count += 1;
-        lambdas.extend(folded.terms.iter().map(|term| term.lambda));
-        if let Some(norms) = done.run.norms.get(folded.step).copied().flatten() {
-            sums.source += norms.source;
-            sums.change += norms.change;
-        }
-    }
-    kinds
-}
-
-fn relative(norms: Norms) -> Option<f64> {
-    (norms.source > 0.0).then(|| (norms.change / norms.source).sqrt())
-}
-
-fn report(fold: &PlannedFold<'_>, done: &FoldReport, printer: &mut Printer) -> Result<()> {
-    let mut table = printer.new_table(&["layers", "folded", "lambda", "|lambda W'| / |W|"]);
-    for ((kind, bias), (count, lambdas, norms)) in norms_by_kind(fold, done) {
-        let low = lambdas.iter().copied().fold(f64::INFINITY, f64::min);
-        let high = lambdas.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let mut values = lambdas;
-        values.dedup();
-        let range = match values.as_slice() {
-            [one] => significant(*one, 4),
-            _ if fold.aux().len() > 1 => format!("{} to {}", significant(low, 4), significant(high, 4)),
-            _ => format!("{} .. {}", significant(low, 4), significant(high, 4)),
-        };
-        let change = relative(norms).map_or("-".to_owned(), |r| format!("{}%", significant(r * 100.0, 3)));
-        let name = if bias { format!("{kind} biases") } else { kind.to_string() };
-        table.add_row([Cell::new(name), right(count), right(range), right(change)]);
-    }
-    printer.table(&table)?;
-    summary(fold, "folded", printer)?;
-    let seconds = done.elapsed.as_secs_f64();
-    printer.line(format!(
-        "Wrote {}: {} in {:.2} s ({}/s).",
-        output_text(fold),
-        bytes(done.file_bytes),
-        seconds,
-        bytes((done.file_bytes as f64 / seconds.max(1e-9)) as u64),
-    ))?;
-    Ok(())
 }
