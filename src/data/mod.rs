@@ -40,7 +40,7 @@ pub use preprocess::{CropMode, Interpolation, MAX_INPUT_BYTES, Preprocessing, Pr
 
 use arrays::{Arrays, Row};
 use list::Entry;
-pub(crate) use shuffle::shuffle;
+pub(crate) use shuffle::{below, next, shuffle};
 
 /// How class folders get their numbers, if there is no list of classes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

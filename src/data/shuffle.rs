@@ -9,12 +9,12 @@ pub(crate) fn shuffle<T>(items: &mut [T], seed: u64) {
 }
 
 /// A number below `bound`: the high half of the product with a random number.
-fn below(state: &mut u64, bound: u64) -> u64 {
+pub(crate) fn below(state: &mut u64, bound: u64) -> u64 {
     ((u128::from(next(state)) * u128::from(bound)) >> 64) as u64
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
-fn next(state: &mut u64) -> u64 {
+pub(crate) fn next(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

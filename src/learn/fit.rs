@@ -1,14 +1,18 @@
 //! Following the gradient, and searching without one.
 
 use super::learner::Learner;
-use super::{AdamW, LearnError, Objective, Samples, clip, cosine};
+use super::{Augment, LearnError, Method, Objective, Optimizer, Samples, clip, cosine};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
 use crate::data::shuffle;
 use crate::engine::Progress;
 use crate::error::Error;
 use crate::verify::VerifyError;
 
 /// How lambdas are fitted.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub struct FitOptions {
     /// What is to become small.
     pub objective: Objective,
@@ -22,7 +26,11 @@ pub struct FitOptions {
     pub batch: usize,
     /// The seed of the order of the samples; without one they are taken in order.
     pub seed: Option<u64>,
-    /// AdamW's weight decay toward 0.
+    /// How steps are taken.
+    pub method: Method,
+    /// What is done to samples before each step.
+    pub augment: Augment,
+    /// Weight decay toward 0.
     pub weight_decay: f64,
     /// The weight of the sum of |lambda| in the loss.
     pub l1: f64,
@@ -30,7 +38,7 @@ pub struct FitOptions {
     pub max_abs: f64,
     /// The largest norm of a gradient.
     pub clip: f64,
-    /// Epochs without a smaller held-out loss, after which it ends.
+    /// Epochs without a smaller loss on the samples that choose the epoch, after which it ends.
     pub patience: usize,
 }
 
@@ -43,6 +51,8 @@ impl Default for FitOptions {
             epochs: 20,
             batch: 32,
             seed: Some(0),
+            method: Method::AdamW,
+            augment: Augment::default(),
             weight_decay: 0.01,
             l1: 0.0,
             max_abs: 1.0,
@@ -64,6 +74,11 @@ impl FitOptions {
         if !(self.weight_decay >= 0.0 && self.weight_decay.is_finite() && self.l1 >= 0.0 && self.l1.is_finite()) {
             return wrong("weight decay and L1 have to be 0 or more");
         }
+        if let Method::Sgd { momentum } = self.method
+            && !(0.0..1.0).contains(&momentum)
+        {
+            return wrong("momentum has to be 0 or more, and less than 1");
+        }
         if self.epochs == 0 || self.batch == 0 || self.patience == 0 {
             return wrong("epochs, batch and patience have to be 1 or more");
         }
@@ -75,24 +90,64 @@ impl FitOptions {
 }
 
 /// What an epoch brought.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Epoch {
     /// Its number, from 1; 0 is before the first step.
     pub epoch: usize,
     /// Steps so far.
     pub steps: usize,
-    /// The mean loss of its steps; NaN before the first.
-    pub fit_loss: f64,
-    /// The part of the fitted samples that was predicted right on the way.
-    pub fit_accuracy: f64,
-    /// The loss on the held-out samples.
-    pub held_out_loss: f64,
-    /// The part of the held-out samples that is predicted right; `None` without labels.
-    pub held_out_accuracy: Option<f64>,
     /// The learning rate of its last step.
     pub lr: f64,
-    /// The largest |lambda|.
-    pub largest: f32,
+    /// The mean loss of its steps; `None` before the first.
+    pub fit_loss: Option<f64>,
+    /// The part of the fitted samples that was predicted right on the way.
+    pub fit_accuracy: Option<f64>,
+    /// The loss on the samples that choose the epoch.
+    pub stop_loss: f64,
+    /// The part of these that is predicted right; `None` without labels.
+    pub stop_accuracy: Option<f64>,
+    /// The lambdas after it, each exactly a float32.
+    pub lambdas: Vec<f64>,
+}
+
+/// Where fitting is after an epoch: enough to go on as if it had not been interrupted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct State {
+    epoch: usize,
+    lambdas: Vec<f64>,
+    optimizer: Optimizer,
+    best: usize,
+    best_loss: f64,
+    best_lambdas: Vec<f64>,
+    losses: Vec<f64>,
+}
+
+impl State {
+    /// The epoch that is done.
+    #[must_use]
+    pub fn epoch(&self) -> usize {
+        self.epoch
+    }
+
+    fn check(&self, lambdas: usize, epochs: usize) -> Result<(), LearnError> {
+        let wrong = |what: &str| Err(LearnError::State { what: what.to_owned() });
+        if [self.lambdas.len(), self.best_lambdas.len(), self.optimizer.parameters()] != [lambdas; 3] {
+            return wrong("it has another number of lambdas");
+        }
+        if self.epoch > epochs || self.best > self.epoch {
+            return wrong("it is past the last epoch");
+        }
+        if !self.lambdas.iter().chain(&self.best_lambdas).all(|lambda| lambda.is_finite()) {
+            return wrong("a lambda is not finite");
+        }
+        Ok(())
+    }
+
+    fn fitted(&self, ended: Ended, seconds: f64) -> Fitted {
+        let lambdas = self.best_lambdas.iter().map(|&lambda| lambda as f32).collect();
+        Fitted { lambdas, best: self.best, ended, losses: self.losses.clone(), seconds }
+    }
 }
 
 /// Why fitting ended.
@@ -100,7 +155,7 @@ pub struct Epoch {
 pub enum Ended {
     /// All epochs are done.
     Done,
-    /// The held-out loss did not fall any more.
+    /// The loss on the samples that choose the epoch did not fall any more.
     Early,
     /// It was asked to stop.
     Cancelled,
@@ -111,7 +166,7 @@ pub enum Ended {
 /// What came of fitting.
 #[derive(Clone, Debug)]
 pub struct Fitted {
-    /// The lambdas with the smallest held-out loss.
+    /// The lambdas with the smallest loss on the samples that choose the epoch.
     pub lambdas: Vec<f32>,
     /// The epoch that they are from.
     pub best: usize,
@@ -119,6 +174,8 @@ pub struct Fitted {
     pub ended: Ended,
     /// The loss of each step.
     pub losses: Vec<f64>,
+    /// Seconds that the steps took that were made now, without those of evaluating.
+    pub seconds: f64,
 }
 
 /// How a lambda for all layers is searched.
@@ -130,104 +187,142 @@ pub enum Search {
     Golden,
 }
 
-/// What hears of every epoch, with the lambdas after it.
-pub type Heard<'a> = dyn FnMut(&Epoch, &[f32]) -> Result<(), LearnError> + 'a;
+/// What hears of every epoch, and can keep where it is.
+pub type Heard<'a> = dyn FnMut(&Epoch, &State) -> Result<(), LearnError> + 'a;
 
 impl Learner<'_, '_> {
-    /// Follows the gradient on `fit`, and keeps the lambdas that are best on `held_out` after an epoch. `each` hears of every
-    /// epoch. Progress counts samples; asked to stop, it ends with the best so far.
+    /// Follows the gradient on `fit`, and keeps the lambdas that are best on `stop` after an epoch: samples that take no part in the
+    /// gradient, and should take none in the judgement. `each` hears of every epoch. Progress counts samples; asked to stop, it ends
+    /// with the best so far. With `from`, what `each` heard after an epoch, it goes on from there.
     ///
-    /// The same options, samples and number of threads give the same lambdas.
+    /// The same options, samples and number of threads give the same lambdas, in one go or several.
     ///
     /// # Errors
     /// [`LearnError`].
     pub fn fit(
         &self,
         fit: &Samples,
-        held_out: &Samples,
+        stop: &Samples,
         options: &FitOptions,
+        from: Option<State>,
         progress: &mut dyn Progress,
         each: &mut Heard<'_>,
     ) -> Result<Fitted, LearnError> {
         options.check()?;
         let model = self.differentiable()?;
-        let mut values = vec![f64::from(options.init); self.lambdas()];
         let rounded = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
-        let first = self.evaluate(&rounded(&values), held_out, options.objective, progress)?;
-        if !first.loss().is_finite() {
-            return Err(LearnError::NotFinite);
-        }
-        let mut epoch = Epoch {
-            epoch: 0,
-            steps: 0,
-            fit_loss: f64::NAN,
-            fit_accuracy: f64::NAN,
-            held_out_loss: first.loss(),
-            held_out_accuracy: first.accuracy(held_out.labels()),
-            lr: options.lr,
-            largest: options.init.abs(),
-        };
-        each(&epoch, &rounded(&values))?;
-        let (mut smallest, mut order) = (first.loss(), (0..fit.len()).collect::<Vec<_>>());
-        let mut fitted = Fitted { lambdas: rounded(&values), best: 0, ended: Ended::Done, losses: Vec::new() };
-        let mut optimizer = AdamW::new(values.len(), options.weight_decay);
-        let steps = fit.len().div_ceil(options.batch) * options.epochs;
-        for number in 1..=options.epochs {
-            if let Some(seed) = options.seed {
-                shuffle(&mut order, seed.wrapping_add(number as u64));
+        let mut state = match from {
+            Some(state) => {
+                state.check(self.lambdas(), options.epochs)?;
+                progress.advance((state.epoch * fit.len()) as u64);
+                state
             }
-            let (mut loss, mut right) = (0.0, 0);
+            None => self.first(stop, options, progress, each)?,
+        };
+        let mut order: Vec<usize> = (0..fit.len()).collect();
+        let seed = |number: usize| options.seed.unwrap_or_default().wrapping_add(number as u64);
+        let steps = fit.len().div_ceil(options.batch) * options.epochs;
+        let mut seconds = 0.0;
+        for number in 1..=options.epochs {
+            if options.seed.is_some() {
+                shuffle(&mut order, seed(number));
+            }
+            if number <= state.epoch {
+                continue;
+            }
+            if number > state.best + options.patience {
+                return Ok(state.fitted(Ended::Early, seconds));
+            }
+            let (mut loss, mut right, mut lr) = (0.0, 0, options.lr);
+            // What an interrupted epoch did is not kept.
+            let mut next = state.clone();
             for part in order.chunks(options.batch) {
                 if progress.cancelled() {
-                    fitted.ended = Ended::Cancelled;
-                    return Ok(fitted);
+                    return Ok(state.fitted(Ended::Cancelled, seconds));
                 }
-                let slope = model.slope(&rounded(&values), fit, part, options.objective)?;
+                let begin = Instant::now();
+                let batch = fit.augmented(part, options.augment, seed(number));
+                let slope = model.slope(&rounded(&next.lambdas), &batch, options.objective)?;
                 let mut gradients = slope.gradients;
-                gradients
-                    .iter_mut()
-                    .zip(&values)
-                    .filter(|(_, v)| **v != 0.0)
-                    .for_each(|(g, v)| *g += options.l1 * v.signum());
+                let moved = gradients.iter_mut().zip(&next.lambdas).filter(|(_, value)| **value != 0.0);
+                moved.for_each(|(gradient, value)| *gradient += options.l1 * value.signum());
                 if !slope.loss.is_finite() || gradients.iter().any(|gradient| !gradient.is_finite()) {
-                    fitted.ended = Ended::NotFinite(fitted.losses.len() + 1);
-                    return Ok(fitted);
+                    return Ok(state.fitted(Ended::NotFinite(next.losses.len() + 1), seconds));
                 }
                 clip(&mut gradients, options.clip);
-                epoch.lr = cosine(options.lr, fitted.losses.len(), steps);
-                optimizer.step(&mut values, &gradients, epoch.lr);
-                values.iter_mut().for_each(|v| *v = f64::from(v.clamp(-options.max_abs, options.max_abs) as f32));
-                fitted.losses.push(slope.loss);
+                lr = cosine(options.lr, next.losses.len(), steps);
+                next.optimizer.step(&mut next.lambdas, &gradients, lr);
+                let bounded = |value: f64| f64::from(value.clamp(-options.max_abs, options.max_abs) as f32);
+                next.lambdas.iter_mut().for_each(|value| *value = bounded(*value));
+                next.losses.push(slope.loss);
                 loss += slope.loss * part.len() as f64;
                 right += slope.right;
+                seconds += begin.elapsed().as_secs_f64();
                 progress.advance(part.len() as u64);
             }
-            let held = match self.evaluate(&rounded(&values), held_out, options.objective, progress) {
+            let evaluated = match self.evaluate(&rounded(&next.lambdas), stop, options.objective, progress) {
                 Err(LearnError::Verify(VerifyError::File(error))) if matches!(*error, Error::Cancelled) => {
-                    fitted.ended = Ended::Cancelled;
-                    return Ok(fitted);
+                    return Ok(state.fitted(Ended::Cancelled, seconds));
                 }
-                held => held?,
+                evaluated => evaluated?,
             };
-            epoch = Epoch {
-                epoch: number,
-                steps: fitted.losses.len(),
-                fit_loss: loss / fit.len() as f64,
-                fit_accuracy: right as f64 / fit.len() as f64,
-                held_out_loss: held.loss(),
-                held_out_accuracy: held.accuracy(held_out.labels()),
-                lr: epoch.lr,
-                largest: values.iter().fold(0.0, |largest: f64, v| largest.max(v.abs())) as f32,
-            };
-            each(&epoch, &rounded(&values))?;
-            if held.loss() < smallest {
-                (smallest, fitted.best, fitted.lambdas) = (held.loss(), number, rounded(&values));
-            } else if number >= fitted.best + options.patience && number < options.epochs {
-                fitted.ended = Ended::Early;
-                break;
+            if !evaluated.loss().is_finite() {
+                return Ok(state.fitted(Ended::NotFinite(next.losses.len()), seconds));
             }
+            next.epoch = number;
+            if evaluated.loss() < next.best_loss {
+                (next.best, next.best_loss, next.best_lambdas) = (number, evaluated.loss(), next.lambdas.clone());
+            }
+            state = next;
+            let epoch = Epoch {
+                epoch: number,
+                steps: state.losses.len(),
+                lr,
+                fit_loss: Some(loss / fit.len() as f64),
+                fit_accuracy: Some(right as f64 / fit.len() as f64),
+                stop_loss: evaluated.loss(),
+                stop_accuracy: evaluated.accuracy(stop.labels()),
+                lambdas: state.lambdas.clone(),
+            };
+            each(&epoch, &state)?;
         }
-        Ok(fitted)
+        Ok(state.fitted(Ended::Done, seconds))
+    }
+
+    /// Before the first step.
+    fn first(
+        &self,
+        stop: &Samples,
+        options: &FitOptions,
+        progress: &dyn Progress,
+        each: &mut Heard<'_>,
+    ) -> Result<State, LearnError> {
+        let evaluated = self.evaluate(&vec![options.init; self.lambdas()], stop, options.objective, progress)?;
+        if !evaluated.loss().is_finite() {
+            return Err(LearnError::NotFinite);
+        }
+        let lambdas = vec![f64::from(options.init); self.lambdas()];
+        let state = State {
+            epoch: 0,
+            optimizer: Optimizer::new(options.method, lambdas.len(), options.weight_decay),
+            best: 0,
+            best_loss: evaluated.loss(),
+            best_lambdas: lambdas.clone(),
+            losses: Vec::new(),
+            lambdas,
+        };
+        let epoch = Epoch {
+            epoch: 0,
+            steps: 0,
+            lr: options.lr,
+            fit_loss: None,
+            fit_accuracy: None,
+            stop_loss: evaluated.loss(),
+            stop_accuracy: evaluated.accuracy(stop.labels()),
+            lambdas: state.lambdas.clone(),
+        };
+        each(&epoch, &state)?;
+        Ok(state)
     }
 
     /// The lambda for all layers with the smallest loss on `samples`, with forward passes only. 0 is always tried.
@@ -285,26 +380,5 @@ impl Learner<'_, '_> {
             }
         }
         Ok(best.1 as f32)
-    }
-}
-
-impl Samples {
-    /// Checks that the samples have what the objective needs.
-    ///
-    /// # Errors
-    /// [`LearnError::NoLabel`], [`LearnError::Label`].
-    pub fn check(&self, objective: Objective, classes: usize) -> Result<(), LearnError> {
-        for (name, label) in self.names.iter().zip(&self.labels) {
-            match label {
-                None if objective == Objective::CrossEntropy => {
-                    return Err(LearnError::NoLabel { name: name.clone() });
-                }
-                Some(label) if *label >= classes => {
-                    return Err(LearnError::Label { name: name.clone(), label: *label, classes });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }

@@ -30,9 +30,20 @@ pub enum Share {
 pub struct Learner<'p, 'i> {
     pathway: &'p Pathway<'i>,
     config: &'p Config,
-    /// The weight's name, the layer, the auxiliary's tensor, and which lambda it has.
-    layers: Vec<(String, LayerId, usize, usize)>,
+    layers: Vec<Learned>,
     lambdas: usize,
+}
+
+/// A weight of the target, one of an auxiliary, and the lambda between them.
+#[derive(Debug)]
+struct Learned {
+    name: String,
+    id: LayerId,
+    /// Which auxiliary, from 0, and which of its tensors.
+    aux: usize,
+    tensor: usize,
+    /// Which lambda.
+    group: usize,
 }
 
 /// What a folded model makes of samples.
@@ -74,20 +85,21 @@ impl<'p, 'i> Learner<'p, 'i> {
             let path = pathway.target.tensors.checkpoint().path().to_owned();
             return Err(LearnError::NoHead { path });
         }
-        let mut groups: BTreeMap<(usize, usize), usize> = BTreeMap::new();
+        let mut groups: BTreeMap<(usize, usize, usize), usize> = BTreeMap::new();
         let mut layers = Vec::new();
         for (name, id, terms) in pathway.pairs() {
-            let [tensor] = terms[..] else { return Err(LearnError::OwnPathway { name: name.to_owned() }) };
-            let Some(tensor) = tensor else { return Err(LearnError::OwnPathway { name: name.to_owned() }) };
-            let key = match share {
-                Share::Layer => (layers.len(), 0),
-                Share::Kind => (id.kind as usize, 0),
-                Share::Block => (id.block, 0),
-                Share::All => (0, 0),
-            };
-            let next = groups.len();
-            let group = *groups.entry(key).or_insert(next);
-            layers.push((name.to_owned(), id, tensor, group));
+            for term in terms {
+                let Some((aux, tensor)) = term else { return Err(LearnError::OwnPathway { name: name.to_owned() }) };
+                let (first, second) = match share {
+                    Share::Layer => (id.block, id.kind as usize),
+                    Share::Kind => (0, id.kind as usize),
+                    Share::Block => (id.block, 0),
+                    Share::All => (0, 0),
+                };
+                let next = groups.len();
+                let group = *groups.entry((aux, first, second)).or_insert(next);
+                layers.push(Learned { name: name.to_owned(), id, aux, tensor, group });
+            }
         }
         Ok(Learner { pathway, config, layers, lambdas: groups.len() })
     }
@@ -98,17 +110,22 @@ impl<'p, 'i> Learner<'p, 'i> {
         self.lambdas
     }
 
-    /// How many layers.
+    /// How many layers, counted for each auxiliary that they have.
     #[must_use]
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// The lambda of each layer, by the layer's module name as `fold` reads it.
-    pub fn entries<'a>(&'a self, values: &'a [f32]) -> impl Iterator<Item = (&'a str, LayerId, f32)> {
-        self.layers
-            .iter()
-            .map(|(name, id, _, group)| (name.strip_suffix(".weight").unwrap_or(name), *id, values[*group]))
+    /// How many auxiliaries.
+    #[must_use]
+    pub fn auxiliaries(&self) -> usize {
+        self.pathway.aux.len()
+    }
+
+    /// The lambda of each layer with the auxiliary of that number, from 0, by the layer's module name as `fold` reads it.
+    pub fn entries<'a>(&'a self, aux: usize, values: &'a [f32]) -> impl Iterator<Item = (&'a str, LayerId, f32)> {
+        let layers = self.layers.iter().filter(move |layer| layer.aux == aux);
+        layers.map(|layer| (layer.name.strip_suffix(".weight").unwrap_or(&layer.name), layer.id, values[layer.group]))
     }
 
     /// Bytes that fitting takes, beyond the samples, about: the weights for gradients and for evaluation, each auxiliary's, the
@@ -119,7 +136,7 @@ impl<'p, 'i> Learner<'p, 'i> {
         let weights: u64 = self.pathway.target.tensors.specs().iter().map(|spec| spec.numel() as u64 * 4).sum();
         let tokens = self.config.patches() + self.config.prefix();
         let kept = tokens * (16 * width + 3 * hidden) + 3 * heads * tokens * tokens;
-        weights * 4 + (batch * depth * kept * 4) as u64
+        weights * (3 + self.pathway.aux.len() as u64) + (batch * depth * kept * 4) as u64
     }
 
     fn path(&self) -> &std::path::Path {
@@ -139,8 +156,9 @@ impl<'p, 'i> Learner<'p, 'i> {
     ) -> Result<Evaluation, LearnError> {
         const BATCH: usize = 64;
         let mut branches = Branches::default();
-        for (name, _, tensor, group) in self.layers.iter().filter(|layer| values[layer.3] != 0.0) {
-            branches.add(name.clone(), &self.pathway.aux[0].tensors, *tensor, f64::from(values[*group]));
+        for layer in self.layers.iter().filter(|layer| values[layer.group] != 0.0) {
+            let aux = &self.pathway.aux[layer.aux].tensors;
+            branches.add(layer.name.clone(), aux, layer.tensor, f64::from(values[layer.group]));
         }
         let load = Load { branches, fold: true, ..Load::new(&Device::Cpu) };
         let wrong = |source| LearnError::model(self.path(), source);
@@ -176,8 +194,9 @@ impl<'p, 'i> Learner<'p, 'i> {
         let variables = (0..self.lambdas).map(|_| zero()).collect::<candle_core::Result<Vec<_>>>();
         let variables = variables.map_err(|error| wrong(error.into()))?;
         let mut branches = Branches::default();
-        for (name, _, tensor, group) in &self.layers {
-            branches.learn(name.clone(), &self.pathway.aux[0].tensors, *tensor, variables[*group].as_tensor());
+        for layer in &self.layers {
+            let aux = &self.pathway.aux[layer.aux].tensors;
+            branches.learn(layer.name.clone(), aux, layer.tensor, variables[layer.group].as_tensor());
         }
         let load = Load { branches, kernels: Kernels::Candle, ..Load::new(&Device::Cpu) };
         let vit = Vit::load(self.config, &self.pathway.target.tensors, &load).map_err(wrong)?;
@@ -205,18 +224,11 @@ pub struct Slope {
 }
 
 impl Differentiable<'_> {
-    /// The mean loss of the samples with these numbers, and its gradient.
+    /// The mean loss of these samples, and its gradient.
     ///
     /// # Errors
     /// [`LearnError`]: the samples do not fit the model.
-    pub fn slope(
-        &self,
-        values: &[f32],
-        samples: &Samples,
-        numbers: &[usize],
-        objective: Objective,
-    ) -> Result<Slope, LearnError> {
-        let batch = samples.select(numbers);
+    pub fn slope(&self, values: &[f32], batch: &Samples, objective: Objective) -> Result<Slope, LearnError> {
         let compute = || {
             for (variable, &value) in self.variables.iter().zip(values) {
                 variable.set(&Tensor::new(&[value], &Device::Cpu)?)?;

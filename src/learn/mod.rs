@@ -1,10 +1,11 @@
 //! Lambdas are learned from samples: gradients of a loss with respect to them, everything else frozen.
 //!
 //! [`Learner`] pairs the layers of a target and an auxiliary as a fold does, and runs the target's model with
-//! `W + lambda * W'` in each. [`Learner::fit`] follows the gradients with [`AdamW`], [`Learner::search`] tries one lambda for all
+//! `W + lambda * W'` in each. [`Learner::fit`] follows the gradients with an [`Optimizer`], [`Learner::search`] tries one lambda for all
 //! layers with forward passes only. [`Learner::evaluate`] runs the folded model as `verify` does: what is reported of lambdas
 //! is what the fold does.
 
+mod augment;
 mod file;
 mod fit;
 mod learner;
@@ -14,11 +15,12 @@ mod samples;
 
 use std::path::PathBuf;
 
+pub use augment::Augment;
 pub use file::TextFile;
-pub use fit::{Ended, Epoch, FitOptions, Fitted, Heard, Search};
+pub use fit::{Ended, Epoch, FitOptions, Fitted, Heard, Search, State};
 pub use learner::{Differentiable, Evaluation, Learner, Share, Slope};
 pub use objective::Objective;
-pub use optimizer::{AdamW, clip, cosine};
+pub use optimizer::{Method, Optimizer, clip, cosine};
 pub use samples::{Samples, split};
 
 use crate::data::SampleError;
@@ -72,6 +74,12 @@ pub enum LearnError {
     /// The model computes NaN or infinity before anything is learned.
     #[error("the loss is not finite before the first step: the weights, the samples or the first lambda make it so")]
     NotFinite,
+    /// A state to go on from is of another run.
+    #[error("the saved state does not fit: {what}; leave out --resume to begin anew")]
+    State {
+        /// What does not fit.
+        what: String,
+    },
     /// A layer is asked for that cannot be learned.
     #[error("{name:?} works beside an auxiliary weight of the target's own; fold that first")]
     OwnPathway {

@@ -3,7 +3,7 @@
 use crate::verify::statistics::cross_entropy;
 
 /// What is to become small.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub enum Objective {
     /// Cross-entropy of the labels, in nats.
     #[default]

@@ -1,34 +1,66 @@
-//! AdamW, clipping and a schedule, in PyTorch's order of operations; float64 inside.
+//! AdamW and SGD, clipping and a schedule, in PyTorch's order of operations; float64 inside.
 
-/// PyTorch's `torch.optim.AdamW`: betas 0.9 and 0.999, epsilon 1e-8.
-#[derive(Clone, Debug)]
-pub struct AdamW {
+use serde::{Deserialize, Serialize};
+
+/// How steps are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub enum Method {
+    /// PyTorch's `torch.optim.AdamW`: betas 0.9 and 0.999, epsilon 1e-8; the decay is apart from the gradient.
+    #[default]
+    AdamW,
+    /// PyTorch's `torch.optim.SGD`: the decay is part of the gradient.
+    Sgd {
+        /// The part of the last step that is taken again.
+        momentum: f64,
+    },
+}
+
+/// An optimizer and what it remembers: enough to go on from as if nothing had happened.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Optimizer {
+    method: Method,
     weight_decay: f64,
     steps: i32,
+    /// The mean of gradients; the last step, for SGD.
     first: Vec<f64>,
+    /// The mean of their squares.
     second: Vec<f64>,
 }
 
 const BETAS: (f64, f64) = (0.9, 0.999);
 const EPSILON: f64 = 1e-8;
 
-impl AdamW {
+impl Optimizer {
     /// For that many parameters.
     #[must_use]
-    pub fn new(parameters: usize, weight_decay: f64) -> AdamW {
-        AdamW { weight_decay, steps: 0, first: vec![0.0; parameters], second: vec![0.0; parameters] }
+    pub fn new(method: Method, parameters: usize, weight_decay: f64) -> Optimizer {
+        Optimizer { method, weight_decay, steps: 0, first: vec![0.0; parameters], second: vec![0.0; parameters] }
     }
 
-    /// One step: decay, moments, their bias corrections, update.
+    /// For how many parameters it is.
+    pub(super) fn parameters(&self) -> usize {
+        self.first.len().min(self.second.len())
+    }
+
+    /// One step, of AdamW: decay, moments, their bias corrections, update.
     pub fn step(&mut self, values: &mut [f64], gradients: &[f64], lr: f64) {
         self.steps += 1;
         let corrected = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
         let moments = self.first.iter_mut().zip(&mut self.second);
         for ((value, gradient), (first, second)) in values.iter_mut().zip(gradients).zip(moments) {
-            *value *= 1.0 - lr * self.weight_decay;
-            *first += (gradient - *first) * (1.0 - BETAS.0);
-            *second = *second * BETAS.1 + (1.0 - BETAS.1) * gradient * gradient;
-            *value -= lr / corrected.0 * *first / (second.sqrt() / corrected.1.sqrt() + EPSILON);
+            match self.method {
+                Method::AdamW => {
+                    *value *= 1.0 - lr * self.weight_decay;
+                    *first += (gradient - *first) * (1.0 - BETAS.0);
+                    *second = *second * BETAS.1 + (1.0 - BETAS.1) * gradient * gradient;
+                    *value -= lr / corrected.0 * *first / (second.sqrt() / corrected.1.sqrt() + EPSILON);
+                }
+                Method::Sgd { momentum } => {
+                    let gradient = gradient + self.weight_decay * *value;
+                    *first = if self.steps == 1 { gradient } else { momentum * *first + gradient };
+                    *value -= lr * *first;
+                }
+            }
         }
     }
 }

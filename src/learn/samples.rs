@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use rayon::prelude::*;
 
-use super::LearnError;
+use super::{LearnError, Objective};
 use crate::data::shuffle;
 use crate::engine::Progress;
 use crate::error::Error;
+use crate::tensor::FileHash;
 use crate::verify::Source;
 
 /// Samples, preprocessed, all in memory: four bytes for each number of each input.
@@ -58,6 +59,36 @@ impl Samples {
     #[must_use]
     pub fn labels(&self) -> &[Option<usize>] {
         &self.labels
+    }
+
+    /// SHA-256 of them all: shape, numbers, classes, in order.
+    #[must_use]
+    pub fn sha256(&self) -> String {
+        let mut hash = FileHash::default();
+        hash.update(format!("{:?} {:?}", self.shape, self.labels).as_bytes());
+        for part in self.data.chunks(1 << 16) {
+            hash.update(&part.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+        }
+        hash.finish()
+    }
+
+    /// Checks that the samples have what the objective needs.
+    ///
+    /// # Errors
+    /// [`LearnError::NoLabel`], [`LearnError::Label`].
+    pub fn check(&self, objective: Objective, classes: usize) -> Result<(), LearnError> {
+        for (name, label) in self.names.iter().zip(&self.labels) {
+            match label {
+                None if objective == Objective::CrossEntropy => {
+                    return Err(LearnError::NoLabel { name: name.clone() });
+                }
+                Some(label) if *label >= classes => {
+                    return Err(LearnError::Label { name: name.clone(), label: *label, classes });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Those with these numbers, in that order.

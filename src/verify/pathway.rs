@@ -41,10 +41,10 @@ impl<'i> Pathway<'i> {
         branches
     }
 
-    /// The target's weights that have auxiliary ones: the name, the layer, and the tensor of the auxiliary for each term; `None` for
-    /// one that the target carries itself.
-    pub fn pairs(&self) -> impl Iterator<Item = (&str, LayerId, Vec<Option<usize>>)> {
-        let of = |term: &FoldedTerm| (term.source.input > 0).then_some(term.source.tensor);
+    /// The target's weights that have auxiliary ones: the name, the layer, and for each term which auxiliary, from 0, and which of
+    /// its tensors; `None` for one that the target carries itself.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, LayerId, Vec<Option<(usize, usize)>>)> {
+        let of = |term: &FoldedTerm| Some((term.source.input.checked_sub(1)?, term.source.tensor));
         self.plan.folded.iter().map(move |folded| (&*folded.name, folded.id, folded.terms.iter().map(of).collect()))
     }
 

@@ -36,7 +36,7 @@ def main(report, tool):
         again = tool.work / "learn_again.pth"
         tool.run("fold", target, "--aux", aux, "--lambda-file", lambdas, "-o", again)
         equal(again.read_bytes(), merged.read_bytes(), "the file of learn --fold")
-        equal(json.loads(lambdas.read_text(encoding="utf-8")), learned["lambdas"], "the lambdas")
+        equal(json.loads(lambdas.read_text(encoding="utf-8")), learned["lambdas"][0], "the lambdas")
         tool.run("verify", merged, *DIGITS, "--save-logits", saved)
         with np.load(saved) as arrays:
             theirs = logits(merged, arrays["samples"].tolist())

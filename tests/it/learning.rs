@@ -1,7 +1,9 @@
 //! `learn`: gradients, steps and runs are PyTorch's; what is reported of lambdas is what their fold does.
 
 use m2pt_surgery::data::{Preprocessing, SampleOptions, SampleSet};
-use m2pt_surgery::learn::{AdamW, FitOptions, Learner, Objective, Samples, Search, Share, clip, cosine};
+use m2pt_surgery::learn::{
+    Epoch, FitOptions, LearnError, Learner, Method, Objective, Optimizer, Samples, Search, Share, State, clip, cosine,
+};
 use m2pt_surgery::model::{Config, Hints, Known};
 use m2pt_surgery::verify::{Pathway, Source};
 use m2pt_surgery::{FoldInputs, FoldRequest, LambdaSpec, Schedule};
@@ -51,7 +53,7 @@ fn gradients_and_steps_are_pytorchs() {
     for point in recorded["points"].as_array().unwrap() {
         let objective = if point["objective"] == "ce" { Objective::CrossEntropy } else { Objective::Entropy };
         let lambdas: Vec<f32> = numbers(&point["lambdas"]).iter().map(|&x| x as f32).collect();
-        let slope = model.slope(&lambdas, &samples, &batch, objective).unwrap();
+        let slope = model.slope(&lambdas, &samples.select(&batch), objective).unwrap();
         let what = format!("{} {}", point["name"], point["objective"]);
         let loss = point["loss"].as_f64().unwrap();
         assert!((slope.loss - loss).abs() < 1e-5 * loss, "{what}: {} {loss}", slope.loss);
@@ -64,14 +66,14 @@ fn gradients_and_steps_are_pytorchs() {
             assert!((ours - theirs).abs() < 1e-4 * theirs.abs().max(0.01 * norm), "{what}: {ours} {theirs}");
         }
         let mut stepped: Vec<f64> = lambdas.iter().map(|&x| f64::from(x)).collect();
-        AdamW::new(24, decay).step(&mut stepped, &theirs, lr);
+        Optimizer::new(Method::AdamW, 24, decay).step(&mut stepped, &theirs, lr);
         for (ours, theirs) in stepped.iter().zip(numbers(&point["stepped"])) {
             assert!((ours - theirs).abs() < 1e-6 * theirs.abs().max(0.01), "{what}: {ours} {theirs}");
         }
     }
     // A shared lambda's gradient is the sum of those of its layers.
     let all = Learner::new(&pathway, &config, Share::All).unwrap();
-    let shared = all.differentiable().unwrap().slope(&[0.1], &samples, &batch, Objective::CrossEntropy).unwrap();
+    let shared = all.differentiable().unwrap().slope(&[0.1], &samples.select(&batch), Objective::CrossEntropy).unwrap();
     let tenth = &recorded["points"][2];
     assert_eq!((&tenth["name"], &tenth["objective"]), (&json!("tenth"), &json!("ce")));
     let sum: f64 = numbers(&tenth["gradients"]).iter().sum();
@@ -99,11 +101,14 @@ fn a_run_follows_pytorchs() {
         ..FitOptions::default()
     };
     let mut last = Vec::new();
-    let mut follow = |_: &_, lambdas: &[f32]| {
-        last = lambdas.to_vec();
+    let mut states = Vec::new();
+    let mut follow = |epoch: &Epoch, state: &State| {
+        last = epoch.lambdas.iter().map(|&lambda| lambda as f32).collect();
+        // As it is read from a file.
+        states.push(serde_json::from_str(&serde_json::to_string(state).unwrap()).unwrap());
         Ok(())
     };
-    let fitted = learner.fit(&fit, &fit, &options, &mut (), &mut follow).unwrap();
+    let fitted = learner.fit(&fit, &fit, &options, None, &mut (), &mut follow).unwrap();
     let theirs = numbers(&recorded["losses"]);
     assert_eq!(fitted.losses.len(), theirs.len());
     // Adam's first steps are as long as the learning rate whatever the gradient's size, so that a rounding may tell.
@@ -113,8 +118,14 @@ fn a_run_follows_pytorchs() {
     for (ours, theirs) in last.iter().zip(numbers(&recorded["lambdas"])) {
         assert!((f64::from(*ours) - theirs).abs() < 1e-3, "{ours} {theirs}");
     }
-    let again = learner.fit(&fit, &fit, &options, &mut (), &mut |_, _| Ok(())).unwrap();
-    assert_eq!((&again.lambdas, &again.losses), (&fitted.lambdas, &fitted.losses));
+    // The same again, from the beginning and from the middle.
+    for from in [None, states.get(1).cloned(), states.get(3).cloned(), states.last().cloned()] {
+        let again = learner.fit(&fit, &fit, &options, from, &mut (), &mut |_, _| Ok(())).unwrap();
+        assert_eq!((&again.lambdas, &again.losses), (&fitted.lambdas, &fitted.losses));
+    }
+    let other = Learner::new(&pathway, &config, Share::All).unwrap();
+    let wrong = other.fit(&fit, &fit, &options, states.pop(), &mut (), &mut |_, _| Ok(()));
+    assert!(matches!(wrong, Err(LearnError::State { .. })), "{wrong:?}");
     let loss = |lambdas: &[f32]| learner.evaluate(lambdas, &fit, Objective::CrossEntropy, &()).unwrap().loss();
     assert!(loss(&last) < loss(&[0.0; 24]));
     // The lambda that is searched is no worse than any on a grid, of which 0.2 and 0.1 are beside the best.

@@ -3,19 +3,20 @@
 use std::path::PathBuf;
 
 use clap::ValueEnum;
-use m2pt_surgery::learn::{Objective, Search, Share};
+use m2pt_surgery::learn::{Method, Objective, Search, Share};
 
 use crate::cli::verify::{Ids, ImageArgs, ModelArgs, positive};
 
 /// Learn the lambdas of a fold from samples, and say whether they are any good
 ///
-/// Everything but the lambdas is frozen. A part of the samples is held out; only that part tells how good lambdas are. On the CPU, in
-/// float32. The lambda file is for `fold --lambda-file`.
+/// Everything but the lambdas is frozen. A part of the samples is held out and tells how good lambdas are; another part tells after which
+/// epoch they are best; gradients come from the rest. On the CPU, in float32. The lambda file is for `fold --lambda-file`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ -o lambda.json
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ --val val/ -o lambda.json --fold merged.pth
   m2pt-surgery learn image.pth --aux audio.pth --samples photos/ --objective entropy -o lambda.json
+  m2pt-surgery learn image.pth --aux audio.pth --aux video.pth --samples train/ -o lambda.json --state run.state --resume
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ --search golden -o lambda.json     one lambda for all layers
 
 Exit status: 0 better than lambda = 0 on the held-out samples, by more than chance explains; 1 not so, or stopped at a loss that is
@@ -24,9 +25,9 @@ pub(in crate::cli) struct Args {
     /// The checkpoint that is improved
     pub(super) target: PathBuf,
 
-    /// The auxiliary checkpoint
-    #[arg(long, value_name = "FILE")]
-    pub(super) aux: PathBuf,
+    /// An auxiliary checkpoint; several have lambdas of their own each
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(super) aux: Vec<PathBuf>,
 
     /// Images with labels: a folder of class folders, a list (.csv, .tsv, .json, .jsonl), or arrays (.npz, .npy, .safetensors,
     /// .pth)
@@ -59,8 +60,20 @@ pub(in crate::cli) struct Args {
     pub(super) images: ImageArgs,
 
     /// A line of JSON for every epoch
-    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    #[arg(long, value_name = "FILE", help_heading = "Output", conflicts_with = "search")]
     pub(super) log: Option<PathBuf>,
+
+    /// A drawing of the losses and the lambdas, for pages of either colour
+    #[arg(long, value_name = "FILE.svg", help_heading = "Output", conflicts_with = "search")]
+    pub(super) plot: Option<PathBuf>,
+
+    /// Keep here, after every epoch, what is needed to go on
+    #[arg(long, value_name = "FILE", help_heading = "Output", conflicts_with = "search")]
+    pub(super) state: Option<PathBuf>,
+
+    /// Go on from --state, with the same options and samples: the same lambdas as without an interruption
+    #[arg(long, requires = "state", help_heading = "Output")]
+    pub(super) resume: bool,
 
     /// One JSON object on standard output
     #[arg(long, help_heading = "Output")]
@@ -87,11 +100,23 @@ pub(super) struct LearningArgs {
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_hyphen_values = true, conflicts_with = "search")]
     pub(super) init: f32,
 
-    /// AdamW's learning rate at the first step; it falls to 0 along half a cosine
+    /// How steps are taken: AdamW (betas 0.9 and 0.999), or SGD with a momentum of 0.9
+    #[arg(long, value_enum, default_value_t = Steps::Adamw, conflicts_with = "search")]
+    pub(super) optimizer: Steps,
+
+    /// Mirror half of the samples, left and right, before each step
+    #[arg(long, conflicts_with = "search")]
+    pub(super) flip: bool,
+
+    /// Move samples by up to so many pixels before each step, repeating their edge
+    #[arg(long, value_name = "PIXELS", default_value_t = 0, conflicts_with = "search")]
+    pub(super) crop: usize,
+
+    /// The learning rate at the first step; it falls to 0 along half a cosine
     #[arg(long, value_name = "X", default_value_t = 0.002, conflicts_with = "search")]
     pub(super) lr: f64,
 
-    /// AdamW's weight decay, toward 0
+    /// Weight decay, toward 0
     #[arg(long, value_name = "X", default_value_t = 0.01, conflicts_with = "search")]
     pub(super) weight_decay: f64,
 
@@ -111,7 +136,7 @@ pub(super) struct LearningArgs {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = positive, conflicts_with = "search")]
     pub(super) epochs: usize,
 
-    /// Epochs without a smaller held-out loss, after which it ends
+    /// Epochs without a smaller loss on the samples that choose the epoch, after which it ends
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = positive, conflicts_with = "search")]
     pub(super) patience: usize,
 
@@ -131,6 +156,10 @@ pub(super) struct SetArgs {
     /// The part of every class that is held out
     #[arg(long, value_name = "X", default_value_t = 0.3, value_parser = part, conflicts_with = "val")]
     pub(super) held_out: f64,
+
+    /// The part of the samples that are not held out which chooses the epoch, and takes no part in the gradient
+    #[arg(long, value_name = "X", default_value_t = 0.2, value_parser = part, conflicts_with = "search")]
+    pub(super) stop_part: f64,
 
     /// Other samples, to hold out instead
     #[arg(long, value_name = "PATH")]
@@ -175,6 +204,21 @@ impl From<Goal> for Objective {
         match goal {
             Goal::Ce => Objective::CrossEntropy,
             Goal::Entropy => Objective::Entropy,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum, PartialEq, Eq)]
+pub(super) enum Steps {
+    Adamw,
+    Sgd,
+}
+
+impl From<Steps> for Method {
+    fn from(steps: Steps) -> Method {
+        match steps {
+            Steps::Adamw => Method::AdamW,
+            Steps::Sgd => Method::Sgd { momentum: 0.9 },
         }
     }
 }

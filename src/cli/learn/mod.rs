@@ -1,6 +1,8 @@
 //! `learn`: lambdas from samples, and what they are worth.
 
 mod args;
+mod plot;
+mod saved;
 mod show;
 
 use std::path::Path;
@@ -9,11 +11,12 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use m2pt_surgery::data::{ClassIds, LabelMap, SampleOptions, SampleSet};
 use m2pt_surgery::learn::{
-    Ended, Epoch, Evaluation, FitOptions, Fitted, Learner, Objective, Samples, Search, Share, TextFile, split,
+    Augment, Ended, Epoch, Evaluation, FitOptions, Fitted, Learner, Objective, Samples, Search, Share, State, TextFile,
+    split,
 };
 use m2pt_surgery::verify::{Interval, Paired, Pathway, Source, statistics};
 use m2pt_surgery::{AuxRequest, FoldRequest, LambdaSpec, Schedule};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 pub(super) use args::Args;
 
@@ -27,9 +30,12 @@ use super::{DONE, FINDING};
 struct Report<'r> {
     learner: &'r Learner<'r, 'r>,
     fit: &'r Samples,
+    /// They choose the epoch; none with a search.
+    stop: &'r Samples,
     held_out: &'r Samples,
     options: &'r FitOptions,
     fitted: Fitted,
+    history: Vec<Epoch>,
     /// The best lambda for all layers, chosen on the samples that were fitted.
     single: f32,
     /// On the held-out samples: lambda = 0, the single one, the learned ones.
@@ -53,6 +59,8 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         epochs: flags.epochs,
         batch: flags.batch,
         seed: Some(flags.seed),
+        method: flags.optimizer.into(),
+        augment: Augment { flip: flags.flip, crop: flags.crop },
         weight_decay: flags.weight_decay,
         l1: flags.l1,
         max_abs: flags.max_abs,
@@ -64,6 +72,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     // Both are started before anything is computed, so that hours are not spent on what cannot be written.
     let mut output = TextFile::create(&args.output, args.force)?;
     let mut log = args.log.as_ref().map(|path| TextFile::create(path, args.force)).transpose()?;
+    let mut picture = args.plot.as_ref().map(|path| TextFile::create(path, args.force)).transpose()?;
     let merged = args.fold.as_ref().map(|path| fold_request(args, path)).transpose()?;
     if let Some(merged) = merged.clone() {
         // What the fold refuses is refused now: its plan does not depend on the lambdas.
@@ -71,7 +80,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     }
 
     let mut request = FoldRequest::without_output(&args.target);
-    request.aux = vec![AuxRequest { path: args.aux.clone(), lambda: Some(LambdaSpec::All(Schedule::Constant(0.0))) }];
+    request.aux = auxiliaries(args, 0.0);
     request.target_root = root(args.model.root.as_ref());
     let inputs = request.open()?;
     let pathway = Pathway::new(&inputs)?;
@@ -80,26 +89,33 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let share = if flags.search.is_some() { Share::All } else { flags.share.into() };
     let learner = Learner::new(&pathway, &model.detected.config, share)?;
 
-    let (fit, held_out) = samples(args, &model, options.objective, printer)?;
-    let needed =
-        learner.bytes(options.batch.min(fit.len())) + (fit.len() + held_out.len()) as u64 * input_bytes(&model);
+    let Sets { fit, stop, held_out } = samples(args, &model, options.objective, printer)?;
+    let needed = learner.bytes(options.batch.min(fit.len()))
+        + (fit.len() + stop.len() + held_out.len()) as u64 * input_bytes(&model);
     let what = match flags.search {
         None => format!("{} of {}", counted(learner.lambdas(), "lambda"), counted(learner.layers(), "layer")),
         Some(_) => format!("one lambda of {}", counted(learner.layers(), "layer")),
     };
     printer.note(&format!(
-        "learning {what} from {}, {} held out; about {} of memory",
+        "learning {what} from {}, {} to choose the epoch, {} held out; about {} of memory",
         counted(fit.len(), "sample"),
+        stop.len(),
         held_out.len(),
         bytes(needed)
     ));
     let quiet = printer.quiet() || args.json;
+    let mut history = Vec::new();
     let fitted = match flags.search {
-        None => learn(&learner, &fit, &held_out, &options, log.as_mut(), quiet)?,
+        None => {
+            let run = Run { learner: &learner, fit: &fit, stop: &stop, options: &options, quiet };
+            let saved = args.state.as_ref().map(|path| saved::Saved::new(path, &pathway, &run, args)).transpose()?;
+            run.learn(saved, log.as_mut(), &mut history, printer)?
+        }
         Some(how) => {
             let mut bar = Bar::counting(25, "searching", quiet);
             let lambda = learner.search(&fit, how.into(), &options, &mut bar)?;
-            Fitted { lambdas: vec![lambda], best: 0, ended: Ended::Done, losses: Vec::new() }
+            let lambdas = vec![lambda; learner.lambdas()];
+            Fitted { lambdas, best: 0, ended: Ended::Done, losses: Vec::new(), seconds: 0.0 }
         }
     };
     let ended = fitted.ended;
@@ -134,8 +150,14 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     if let Some(log) = log {
         log.publish()?;
     }
+    if let Some(mut picture) = picture.take() {
+        picture.write(&plot::draw(&learner, &fitted, &history, (zero.loss(), learned.loss()))?)?;
+        picture.publish()?;
+    }
     if let Some(mut merged) = merged.filter(|_| written) {
-        merged.aux[0].lambda = Some(super::fold::lambda_file(&args.output)?);
+        for (aux, lambdas) in merged.aux.iter_mut().zip(super::fold::lambda_sets(&args.output)?) {
+            aux.lambda = Some(lambdas);
+        }
         let inputs = merged.open()?;
         let fold = inputs.plan()?;
         fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet))
@@ -144,9 +166,11 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let report = Report {
         learner: &learner,
         fit: &fit,
+        stop: &stop,
         held_out: &held_out,
         options: &options,
         fitted,
+        history,
         single,
         zero,
         of_single,
@@ -179,6 +203,7 @@ fn check_outputs(args: &Args) -> Result<()> {
     let outputs: Vec<(&str, &Path)> =
         [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
             .into_iter()
+            .chain([("--plot", args.plot.as_ref()), ("--state", args.state.as_ref())])
             .filter_map(|(flag, path)| Some((flag, path?.as_path())))
             .collect();
     for (number, (flag, path)) in outputs.iter().enumerate() {
@@ -186,19 +211,22 @@ fn check_outputs(args: &Args) -> Result<()> {
             bail!("{other} and {flag} are the same file");
         }
         let same = |input: &Path| matches!((path.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        if [&args.target, &args.aux, &args.samples].into_iter().any(|input| same(input)) {
+        if [&args.target, &args.samples].into_iter().chain(&args.aux).any(|input| same(input)) {
             bail!("{flag} would replace {}, which is read", path.display());
         }
-    }
-    if args.log.is_some() && args.learning.search.is_some() {
-        bail!("--log tells of epochs, of which --search has none");
     }
     Ok(())
 }
 
+/// The auxiliaries, all with that lambda.
+fn auxiliaries(args: &Args, lambda: f64) -> Vec<AuxRequest> {
+    let lambda = LambdaSpec::All(Schedule::Constant(lambda));
+    args.aux.iter().map(|path| AuxRequest { path: path.clone(), lambda: Some(lambda.clone()) }).collect()
+}
+
 fn fold_request(args: &Args, path: &Path) -> Result<FoldRequest> {
     let mut request = FoldRequest::new(&args.target, path).context("--fold")?;
-    request.aux = vec![AuxRequest { path: args.aux.clone(), lambda: Some(LambdaSpec::All(Schedule::Constant(0.1))) }];
+    request.aux = auxiliaries(args, 0.1);
     request.target_root = root(args.model.root.as_ref());
     request.force = args.force;
     Ok(request)
@@ -208,8 +236,17 @@ fn input_bytes(model: &Model<'_>) -> u64 {
     model.preprocessing.input_size.iter().product::<usize>() as u64 * 4
 }
 
-/// The samples to fit, and those held out.
-fn samples(args: &Args, model: &Model<'_>, objective: Objective, printer: &mut Printer) -> Result<(Samples, Samples)> {
+/// Samples that have nothing in common.
+struct Sets {
+    /// For the gradient.
+    fit: Samples,
+    /// To choose the epoch; none with a search, which has no epochs.
+    stop: Samples,
+    /// To judge.
+    held_out: Samples,
+}
+
+fn samples(args: &Args, model: &Model<'_>, objective: Objective, printer: &mut Printer) -> Result<Sets> {
     let labels = args.set.labels.as_ref().map(LabelMap::open).transpose().context("--labels")?;
     let class_ids = args.set.class_ids.map(ClassIds::from).unwrap_or_default();
     let by_place = args.set.labels.is_none() && args.set.class_ids.is_none();
@@ -236,45 +273,72 @@ fn samples(args: &Args, model: &Model<'_>, objective: Objective, printer: &mut P
     if objective == Objective::CrossEntropy && classes.len() == 1 {
         printer.note("all samples are of one class: lambdas learn to say that class, whatever the image");
     }
-    Ok((fit, held_out))
+    if args.learning.search.is_some() {
+        return Ok(Sets { stop: fit.select(&[]), fit, held_out });
+    }
+    let (fitted, stop) = split(fit.labels(), args.set.stop_part, args.learning.seed).context("--stop-part")?;
+    Ok(Sets { stop: fit.select(&stop), fit: fit.select(&fitted), held_out })
 }
 
-fn learn(
-    learner: &Learner<'_, '_>,
-    fit: &Samples,
-    held_out: &Samples,
-    options: &FitOptions,
-    mut log: Option<&mut TextFile>,
+/// What is fitted, to what, and how.
+struct Run<'r> {
+    learner: &'r Learner<'r, 'r>,
+    fit: &'r Samples,
+    stop: &'r Samples,
+    options: &'r FitOptions,
     quiet: bool,
-) -> Result<Fitted> {
-    let bar = Bar::counting((fit.len() * options.epochs) as u64, "learning", quiet);
-    let said = bar.clone();
-    let mut bar = bar;
-    let mut each = |epoch: &Epoch, lambdas: &[f32]| {
-        let accuracy = epoch.held_out_accuracy.map_or(String::new(), |x| format!(", {:.1} %", x * 100.0));
-        said.say(format!(
-            "epoch {} loss {:.4} held out {:.4}{accuracy} lr {:.1e}",
-            epoch.epoch, epoch.fit_loss, epoch.held_out_loss, epoch.lr
-        ));
-        if let Some(log) = &mut log {
-            log.write(&format!("{}\n", logged(epoch, lambdas)))?;
-        }
-        Ok(())
-    };
-    Ok(learner.fit(fit, held_out, options, &mut bar, &mut each)?)
 }
 
-fn logged(epoch: &Epoch, lambdas: &[f32]) -> Value {
-    json!({
-        "epoch": epoch.epoch,
-        "steps": epoch.steps,
-        "lr": epoch.lr,
-        "fit_loss": epoch.fit_loss,
-        "fit_accuracy": epoch.fit_accuracy,
-        "held_out_loss": epoch.held_out_loss,
-        "held_out_accuracy": epoch.held_out_accuracy,
-        "lambdas": lambdas,
-    })
+impl Run<'_> {
+    /// Fits, and tells of every epoch: the bar, the log, `history`, and what is `saved` to go on from.
+    fn learn(
+        &self,
+        saved: Option<saved::Saved>,
+        mut log: Option<&mut TextFile>,
+        history: &mut Vec<Epoch>,
+        printer: &mut Printer,
+    ) -> Result<Fitted> {
+        let mut from = None;
+        if let Some((epochs, state)) = saved.as_ref().map(saved::Saved::read).transpose()?.flatten() {
+            printer.note(&format!("going on after epoch {}", state.epoch()));
+            (*history, from) = (epochs, Some(state));
+        }
+        if let Some(log) = &mut log {
+            for epoch in history.iter() {
+                log.write(&format!("{}\n", serde_json::to_string(epoch)?))?;
+            }
+        }
+        let bar = Bar::counting((self.fit.len() * self.options.epochs) as u64, "learning", self.quiet);
+        let said = bar.clone();
+        let mut bar = bar;
+        let mut failed = None;
+        let mut each = |epoch: &Epoch, state: &State| {
+            let accuracy = epoch.stop_accuracy.map_or(String::new(), |x| format!(", {:.1} %", x * 100.0));
+            said.say(format!(
+                "epoch {} loss {:.4} stop {:.4}{accuracy} lr {:.1e}",
+                epoch.epoch,
+                epoch.fit_loss.unwrap_or(f64::NAN),
+                epoch.stop_loss,
+                epoch.lr
+            ));
+            if let Some(log) = &mut log {
+                log.write(&format!("{}\n", serde_json::to_string(epoch).unwrap_or_default()))?;
+            }
+            history.push(epoch.clone());
+            if let Some(saved) = &saved
+                && let Err(error) = saved.write(history, state)
+                && failed.is_none()
+            {
+                failed = Some(error);
+            }
+            Ok(())
+        };
+        let fitted = self.learner.fit(self.fit, self.stop, self.options, from, &mut bar, &mut each)?;
+        if let Some(error) = failed {
+            printer.note(&format!("{error:#}; what was learned is not lost"));
+        }
+        Ok(fitted)
+    }
 }
 
 /// What should make a reader of the lambdas careful.
@@ -288,18 +352,23 @@ fn warn(learner: &Learner<'_, '_>, fitted: &Fitted, options: &FitOptions, printe
     if fitted.lambdas.iter().all(|lambda| *lambda == options.init) {
         printer.note(&format!("the lambdas did not move from {}: nothing that was tried is better", options.init));
     }
-    let hit = learner
-        .entries(&fitted.lambdas)
-        .filter(|entry| f64::from(entry.2.abs()) >= options.max_abs as f32 as f64)
-        .count();
+    let bound = f64::from(options.max_abs as f32);
+    let entries = |aux| learner.entries(aux, &fitted.lambdas).filter(|entry| f64::from(entry.2.abs()) >= bound).count();
+    let hit: usize = (0..learner.auxiliaries()).map(entries).sum();
     if hit > 0 {
         printer.note(&format!("{} at the bound of --max-abs {}", counted(hit, "layer"), options.max_abs));
     }
 }
 
-/// The lambdas as `fold` reads them: each the decimal that is exactly the float32.
+/// The lambdas as `fold` reads them, each the decimal that is exactly the float32: an object, or a list of one for each auxiliary.
 fn lambda_file(learner: &Learner<'_, '_>, lambdas: &[f32]) -> Result<String> {
-    let entries = learner.entries(lambdas).map(|(name, _, lambda)| (name.to_owned(), Value::from(f64::from(lambda))));
-    let entries: serde_json::Map<String, Value> = entries.collect();
-    Ok(format!("{}\n", serde_json::to_string_pretty(&entries)?))
+    let sets = lambda_sets(learner, lambdas);
+    let value = if sets.len() == 1 { sets[0].clone() } else { Value::Array(sets) };
+    Ok(format!("{}\n", serde_json::to_string_pretty(&value)?))
+}
+
+/// The lambdas of each auxiliary by the names of layers.
+fn lambda_sets(learner: &Learner<'_, '_>, lambdas: &[f32]) -> Vec<Value> {
+    let entries = |aux| learner.entries(aux, lambdas).map(|(name, _, l)| (name.to_owned(), Value::from(f64::from(l))));
+    (0..learner.auxiliaries()).map(|aux| Value::Object(entries(aux).collect())).collect()
 }

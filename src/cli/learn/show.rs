@@ -24,9 +24,14 @@ fn ended(ended: Ended) -> &'static str {
 
 pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) -> Result<()> {
     let fitted = &report.fitted;
-    let by_layer: BTreeMap<_, _> =
-        report.learner.entries(&fitted.lambdas).map(|(_, id, lambda)| (id, f64::from(lambda))).collect();
-    printer.table(&lambdas::table(&by_layer, printer))?;
+    for (number, aux) in args.aux.iter().enumerate() {
+        if args.aux.len() > 1 {
+            printer.line(format!("auxiliary {}", printable(&aux.display().to_string())))?;
+        }
+        let entries = report.learner.entries(number, &fitted.lambdas);
+        let by_layer: BTreeMap<_, _> = entries.map(|(_, id, lambda)| (id, f64::from(lambda))).collect();
+        printer.table(&lambdas::table(&by_layer, printer))?;
+    }
 
     let loss = match report.options.objective {
         Objective::CrossEntropy => "cross-entropy",
@@ -48,7 +53,7 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
     if args.learning.search.is_none() {
         let steps = counted(fitted.losses.len(), "step");
         let why = match fitted.ended {
-            Ended::Early => ", after which the held-out loss fell no more",
+            Ended::Early => ", after which the loss on those that choose the epoch fell no more",
             Ended::Done => "",
             Ended::Cancelled => ", then stopped",
             Ended::NotFinite(_) => ", then not finite",
@@ -88,14 +93,13 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
 pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
     let scores = |evaluation: &Evaluation| json!({"loss": evaluation.loss(), "accuracy": evaluation.accuracy(report.held_out.labels())});
     let fitted = &report.fitted;
-    let lambdas: serde_json::Map<String, Value> =
-        report.learner.entries(&fitted.lambdas).map(|(name, _, l)| (name.to_owned(), f64::from(l).into())).collect();
     let step = if let Ended::NotFinite(step) = fitted.ended { Some(step) } else { None };
     let interval = report.difference.1.map(|interval| [interval.low, interval.high]);
     json!({
         "target": args.target,
         "aux": args.aux,
         "fit_samples": report.fit.len(),
+        "stop_samples": report.stop.len(),
         "held_out_samples": report.held_out.len(),
         "parameters": report.learner.lambdas(),
         "steps": fitted.losses.len(),
@@ -115,6 +119,8 @@ pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
         })),
         "better": report.better,
         "written": report.written,
-        "lambdas": lambdas,
+        "lambdas": super::lambda_sets(report.learner, &fitted.lambdas),
+        "epochs": report.history,
+        "seconds_of_steps": fitted.seconds,
     })
 }
