@@ -9,7 +9,8 @@ use crate::engine::Progress;
 use crate::error::Error;
 use crate::model::{Branches, Config, Kernels, Load, Vit};
 use crate::naming::LayerId;
-use crate::verify::{Logits, Pathway};
+use crate::plan::Parameter;
+use crate::verify::{Logits, Pair, Pathway};
 
 /// Which layers have one lambda together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,11 +35,13 @@ pub struct Learner<'p, 'i> {
     lambdas: usize,
 }
 
-/// A weight of the target, one of an auxiliary, and the lambda between them.
+/// A weight or bias of the target, one of an auxiliary, and the lambda between them.
 #[derive(Debug)]
 struct Learned {
     name: String,
     id: LayerId,
+    /// A bias has the lambda of its layer's weight.
+    parameter: Parameter,
     /// Which auxiliary, from 0, and which of its tensors.
     aux: usize,
     tensor: usize,
@@ -87,7 +90,7 @@ impl<'p, 'i> Learner<'p, 'i> {
         }
         let mut groups: BTreeMap<(usize, usize, usize), usize> = BTreeMap::new();
         let mut layers = Vec::new();
-        for (name, id, terms) in pathway.pairs() {
+        for Pair { name, id, parameter, terms } in pathway.pairs() {
             for term in terms {
                 let Some((aux, tensor)) = term else { return Err(LearnError::OwnPathway { name: name.to_owned() }) };
                 let (first, second) = match share {
@@ -98,7 +101,7 @@ impl<'p, 'i> Learner<'p, 'i> {
                 };
                 let next = groups.len();
                 let group = *groups.entry((aux, first, second)).or_insert(next);
-                layers.push(Learned { name: name.to_owned(), id, aux, tensor, group });
+                layers.push(Learned { name: name.to_owned(), id, parameter, aux, tensor, group });
             }
         }
         Ok(Learner { pathway, config, layers, lambdas: groups.len() })
@@ -113,7 +116,7 @@ impl<'p, 'i> Learner<'p, 'i> {
     /// How many layers, counted for each auxiliary that they have.
     #[must_use]
     pub fn layers(&self) -> usize {
-        self.layers.len()
+        self.layers.iter().filter(|layer| layer.parameter == Parameter::Weight).count()
     }
 
     /// How many auxiliaries.
@@ -124,7 +127,7 @@ impl<'p, 'i> Learner<'p, 'i> {
 
     /// The lambda of each layer with the auxiliary of that number, from 0, by the layer's module name as `fold` reads it.
     pub fn entries<'a>(&'a self, aux: usize, values: &'a [f32]) -> impl Iterator<Item = (&'a str, LayerId, f32)> {
-        let layers = self.layers.iter().filter(move |layer| layer.aux == aux);
+        let layers = self.layers.iter().filter(move |layer| layer.aux == aux && layer.parameter == Parameter::Weight);
         layers.map(|layer| (layer.name.strip_suffix(".weight").unwrap_or(&layer.name), layer.id, values[layer.group]))
     }
 

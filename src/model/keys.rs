@@ -73,6 +73,9 @@ impl Scale {
     }
 }
 
+/// Parameters of branches, each with its lambda.
+pub(super) type Terms<'c> = Vec<(Param<'c>, Scale)>;
+
 /// Weights that work beside those of the model: `lambda * weight` for linear layers, and `lambda * bias`.
 #[derive(Clone, Debug, Default)]
 pub struct Branches<'s, 'c> {
@@ -274,17 +277,21 @@ impl<'s, 'c> Keys<'s, 'c> {
         Ok((weight, terms))
     }
 
-    /// The bias of a linear layer if `there`, with the biases of branches added: a sum of constants has no branches of its own.
+    /// The bias of a linear layer if `there`, with the biases of branches added, a sum of constants having no branches of its own;
+    /// and those whose lambdas are learned.
     pub(super) fn take_bias(
         &mut self,
         there: bool,
         name: &str,
         outputs: usize,
-    ) -> Result<Option<Param<'c>>, ModelError> {
+    ) -> Result<(Option<Param<'c>>, Terms<'c>), ModelError> {
         let full = format!("{name}.bias");
-        let Some(bias) = self.take_if(there, &full, &[outputs])? else { return Ok(None) };
+        let Some(bias) = self.take_if(there, &full, &[outputs])? else { return Ok((None, Vec::new())) };
         let terms = self.branch_terms(&full, &[outputs])?;
-        if terms.is_empty() { Ok(Some(bias)) } else { folded(&bias, &terms).map(Some) }
+        let (learned, fixed): (Vec<_>, Vec<_>) =
+            terms.into_iter().partition(|(_, scale)| matches!(scale, Scale::Learned(_)));
+        let bias = if fixed.is_empty() { bias } else { folded(&bias, &fixed)? };
+        Ok((Some(bias), learned))
     }
 
     /// What branches add to the parameter `name`; nothing if nothing is read.

@@ -13,6 +13,7 @@ type Result<T, E = ModelError> = std::result::Result<T, E>;
 #[derive(Clone, Debug)]
 pub(super) struct Linear<'c> {
     weight: Param<'c>,
+    /// Weights, and biases whose lambdas are learned, which have one dimension.
     branches: Vec<(Param<'c>, Scale)>,
     bias: Option<Param<'c>>,
 }
@@ -20,8 +21,10 @@ pub(super) struct Linear<'c> {
 impl<'c> Linear<'c> {
     /// The layer `name` of shape `[outputs, inputs]`.
     pub(super) fn new(keys: &mut Keys<'_, 'c>, name: &str, outputs: usize, inputs: usize, bias: bool) -> Result<Self> {
-        let (weight, branches) = keys.take_weight(name, &[outputs, inputs])?;
-        Ok(Linear { weight, branches, bias: keys.take_bias(bias, name, outputs)? })
+        let (weight, mut branches) = keys.take_weight(name, &[outputs, inputs])?;
+        let (bias, learned) = keys.take_bias(bias, name, outputs)?;
+        branches.extend(learned);
+        Ok(Linear { weight, branches, bias })
     }
 
     /// A convolution whose stride is its kernel, `[outputs, channels, height, width]`, as a layer over whole patches.

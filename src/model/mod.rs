@@ -31,7 +31,9 @@ use crate::tensor::DType;
 #[non_exhaustive]
 pub enum ModelError {
     /// The tensors are no ViT's.
-    #[error("these are not the weights of a ViT with timm's names: {0}")]
+    #[error(
+        "these are not the weights of a ViT with timm's names: {0}; `m2pt-surgery convert` makes such from other families"
+    )]
     NoVit(String),
     /// The tensors are not exactly those of the model.
     #[error("the tensors are not the model's: {0}")]

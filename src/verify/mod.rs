@@ -28,7 +28,7 @@ pub use error::{ReferenceProblem, VerifyError};
 pub use files::{Reference, SavedLogits};
 pub use logits::Logits;
 pub use paired::{Flip, Paired, SIGNIFICANT, flips};
-pub use pathway::Pathway;
+pub use pathway::{Pair, Pathway};
 pub use runner::{Run, Subject, run, trace};
 pub use source::Source;
 pub use statistics::Interval;

@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::fold::{FoldInputs, FoldRequest, Understood};
 use crate::model::Branches;
 use crate::naming::LayerId;
-use crate::plan::{FoldedTerm, Plan};
+use crate::plan::{FoldedTerm, Parameter, Plan};
 
 /// The layers of a target, paired with those of auxiliaries as a fold pairs them.
 #[derive(Debug)]
@@ -14,6 +14,19 @@ pub struct Pathway<'i> {
     /// The auxiliaries.
     pub aux: Vec<Understood<'i>>,
     plan: Plan,
+}
+
+/// A weight or bias of the target, and those of auxiliaries that work beside it.
+#[derive(Clone, Debug)]
+pub struct Pair<'p> {
+    /// Its name.
+    pub name: &'p str,
+    /// Its layer.
+    pub id: LayerId,
+    /// Which of the two it is.
+    pub parameter: Parameter,
+    /// For each term which auxiliary, from 0, and which of its tensors; `None` for one that the target carries itself.
+    pub terms: Vec<Option<(usize, usize)>>,
 }
 
 impl<'i> Pathway<'i> {
@@ -41,11 +54,15 @@ impl<'i> Pathway<'i> {
         branches
     }
 
-    /// The target's weights that have auxiliary ones: the name, the layer, and for each term which auxiliary, from 0, and which of
-    /// its tensors; `None` for one that the target carries itself.
-    pub fn pairs(&self) -> impl Iterator<Item = (&str, LayerId, Vec<Option<(usize, usize)>>)> {
+    /// The target's weights (and biases) that have auxiliary ones.
+    pub fn pairs(&self) -> impl Iterator<Item = Pair<'_>> {
         let of = |term: &FoldedTerm| Some((term.source.input.checked_sub(1)?, term.source.tensor));
-        self.plan.folded.iter().map(move |folded| (&*folded.name, folded.id, folded.terms.iter().map(of).collect()))
+        self.plan.folded.iter().map(move |folded| Pair {
+            name: &folded.name,
+            id: folded.id,
+            parameter: folded.parameter,
+            terms: folded.terms.iter().map(of).collect(),
+        })
     }
 
     /// How many linear layers have an auxiliary weight with a lambda other than 0, be it the target's own.

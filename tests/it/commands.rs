@@ -229,8 +229,16 @@ fn help_has_examples() {
         &["--help"][..],
         &["inspect", "--help"],
         &["fold", "--help"],
+        &["graft", "--help"],
+        &["join", "--help"],
+        &["scan", "--help"],
+        &["diff", "--help"],
+        #[cfg(feature = "verify")]
+        &["convert", "--help"],
         #[cfg(feature = "verify")]
         &["verify", "--help"],
+        #[cfg(feature = "verify")]
+        &["learn", "--help"],
     ] {
         assert!(succeed(command).contains("Examples:\n  m2pt-surgery "), "{command:?}");
     }

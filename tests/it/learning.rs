@@ -6,7 +6,7 @@ use m2pt_surgery::learn::{
 };
 use m2pt_surgery::model::{Config, Hints, Known};
 use m2pt_surgery::verify::{Pathway, Source};
-use m2pt_surgery::{FoldInputs, FoldRequest, LambdaSpec, Schedule};
+use m2pt_surgery::{BiasMode, FoldInputs, FoldRequest, LambdaSpec, Schedule};
 use serde_json::{Value, json};
 
 use crate::support::{expected, fixture};
@@ -80,6 +80,57 @@ fn gradients_and_steps_are_pytorchs() {
     assert!((shared.gradients[0] - sum).abs() < 1e-4 * sum.abs(), "{} {sum}", shared.gradients[0]);
     let count = |share| Learner::new(&pathway, &config, share).unwrap().lambdas();
     assert_eq!([Share::Layer, Share::Kind, Share::Block, Share::All].map(count), [24, 4, 6, 1]);
+}
+
+#[test]
+fn biases_several_auxiliaries_and_sgd_are_pytorchs() {
+    let recorded = expected("learning.json");
+    let check = |inputs: &FoldInputs, lambdas: &[f32], recorded: &Value, batch: &[usize]| {
+        let pathway = Pathway::new(inputs).unwrap();
+        let (config, preprocessing) = config(&pathway);
+        let samples = samples(&preprocessing).select(batch);
+        let learner = Learner::new(&pathway, &config, Share::Layer).unwrap();
+        // Blocks come first in ours, auxiliaries in theirs.
+        let many = learner.auxiliaries();
+        let order = |index: usize| (index % many) * 24 + index / many;
+        let ordered: Vec<f32> = (0..lambdas.len()).map(|index| lambdas[order(index)]).collect();
+        let slope = learner.differentiable().unwrap().slope(&ordered, &samples, Objective::CrossEntropy).unwrap();
+        let loss = recorded["loss"].as_f64().unwrap();
+        assert!((slope.loss - loss).abs() < 1e-5 * loss, "{} {loss}", slope.loss);
+        let theirs = numbers(&recorded["gradients"]);
+        let norm = theirs.iter().map(|x| x * x).sum::<f64>().sqrt();
+        for (index, ours) in slope.gradients.iter().enumerate() {
+            let theirs = theirs[order(index)];
+            assert!((ours - theirs).abs() < 1e-4 * theirs.abs().max(0.01 * norm), "{index}: {ours} {theirs}");
+        }
+        // What is evaluated is the fold of the same.
+        let evaluated = learner.evaluate(&ordered, &samples, Objective::CrossEntropy, &()).unwrap().loss();
+        assert!((evaluated - loss).abs() < 1e-5 * loss, "{evaluated} {loss}");
+    };
+    let batch = indices(&recorded["samples"]);
+    let request = |bias, aux: &[&str]| {
+        let mut request = FoldRequest::without_output(fixture("mnist_early.pth"));
+        aux.iter().for_each(|name| {
+            request.add_aux(fixture(name));
+        });
+        request.lambda = Some(LambdaSpec::All(Schedule::Constant(0.0)));
+        request.bias = bias;
+        request.open().unwrap()
+    };
+    check(&request(BiasMode::Fold, &["speech_vit.pth"]), &[0.1; 24], &recorded["bias"], &batch);
+    let two = [[0.1f32; 24], [-0.05; 24]].concat();
+    check(&request(BiasMode::Keep, &["speech_vit.pth", "mnist_vit.pth"]), &two, &recorded["two"], &batch);
+
+    let sgd = &recorded["sgd"];
+    let number = |name: &str| sgd[name].as_f64().unwrap();
+    let last = recorded["points"].as_array().unwrap().last().unwrap();
+    let (mut values, gradients) = (numbers(&last["lambdas"]), numbers(&last["gradients"]));
+    let mut optimizer =
+        Optimizer::new(Method::Sgd { momentum: number("momentum") }, values.len(), number("weight_decay"));
+    for after in sgd["after"].as_array().unwrap() {
+        optimizer.step(&mut values, &gradients, number("lr"));
+        assert!(values.iter().zip(numbers(after)).all(|(ours, theirs)| (ours - theirs).abs() < 1e-15), "{values:?}");
+    }
 }
 
 #[test]

@@ -37,6 +37,8 @@ mod faults;
 mod hostile;
 #[cfg(all(feature = "cli", unix))]
 mod killed;
+#[cfg(all(feature = "cli", feature = "verify", unix))]
+mod learn_command;
 #[cfg(all(feature = "cli", feature = "verify"))]
 mod learning;
 #[cfg(all(feature = "cli", target_os = "linux"))]

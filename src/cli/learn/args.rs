@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 use m2pt_surgery::learn::{Method, Objective, Search, Share};
+use m2pt_surgery::{BlockSet, LayerKind};
 
+use crate::cli::fold::{Bias, Depth, block_set, layer_kind};
 use crate::cli::verify::{Ids, ImageArgs, ModelArgs, positive};
 
 /// Learn the lambdas of a fold from samples, and say whether they are any good
@@ -87,6 +89,22 @@ pub(super) struct LearningArgs {
     /// Layers that have one lambda together: none, those of a kind, those of a block, all
     #[arg(long, value_enum, default_value_t = Sharing::Layer, conflicts_with = "search")]
     pub(super) share: Sharing,
+
+    /// Learn lambdas only of these kinds of layer
+    #[arg(long, value_delimiter = ',', value_name = "qkv,proj,fc1,fc2", value_parser = layer_kind)]
+    pub(super) layers: Option<Vec<LayerKind>>,
+
+    /// Learn lambdas only of these blocks, counted from 0
+    #[arg(long, value_name = "0-5,8", value_parser = block_set)]
+    pub(super) blocks: Option<BlockSet>,
+
+    /// If the models differ in depth: refuse, or learn those of the blocks that both have
+    #[arg(long, value_enum, default_value_t = Depth::Error, value_name = "WHAT")]
+    pub(super) depth_mismatch: Depth,
+
+    /// Keep the target's biases, or scale the auxiliary's by their layers' lambdas, too: b + lambda * b'. To be folded with the same
+    #[arg(long, value_enum, default_value_t = Bias::Keep)]
+    pub(super) bias: Bias,
 
     /// What is to become small: cross-entropy of the labels, or the predictions' entropy, which needs no labels
     #[arg(long, value_enum, default_value_t = Goal::Ce)]

@@ -80,8 +80,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     }
 
     let mut request = FoldRequest::without_output(&args.target);
-    request.aux = auxiliaries(args, 0.0);
-    request.target_root = root(args.model.root.as_ref());
+    choose(&mut request, args, 0.0);
     let inputs = request.open()?;
     let pathway = Pathway::new(&inputs)?;
     pathway.notes().iter().for_each(|note| printer.note(note));
@@ -218,16 +217,20 @@ fn check_outputs(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// The auxiliaries, all with that lambda.
-fn auxiliaries(args: &Args, lambda: f64) -> Vec<AuxRequest> {
+/// The auxiliaries, all with that lambda, and the layers that are to have some.
+fn choose(request: &mut FoldRequest, args: &Args, lambda: f64) {
     let lambda = LambdaSpec::All(Schedule::Constant(lambda));
-    args.aux.iter().map(|path| AuxRequest { path: path.clone(), lambda: Some(lambda.clone()) }).collect()
+    request.aux = args.aux.iter().map(|path| AuxRequest { path: path.clone(), lambda: Some(lambda.clone()) }).collect();
+    request.target_root = root(args.model.root.as_ref());
+    request.kinds.clone_from(&args.learning.layers);
+    request.blocks.clone_from(&args.learning.blocks);
+    request.depth_mismatch = args.learning.depth_mismatch.into();
+    request.bias = args.learning.bias.into();
 }
 
 fn fold_request(args: &Args, path: &Path) -> Result<FoldRequest> {
     let mut request = FoldRequest::new(&args.target, path).context("--fold")?;
-    request.aux = auxiliaries(args, 0.1);
-    request.target_root = root(args.model.root.as_ref());
+    choose(&mut request, args, 0.1);
     request.force = args.force;
     Ok(request)
 }

@@ -91,7 +91,7 @@ fn curves(area: &Area<'_>, history: &[Epoch], best: usize, held_out: (f64, f64))
         .draw()
 }
 
-/// Blocks down, kinds of layer across: orange above 0, blue below, the fuller the larger.
+/// Blocks down, kinds of layer across, each lambda with a bar of its size: orange above 0, blue below.
 fn cells(area: &Area<'_>, map: &[(&str, m2pt_surgery::LayerId, f32)], title: &str) -> Drawn {
     let text = |size: i32| ("sans-serif", size).into_font().color(&GREY);
     let largest = map.iter().map(|entry| entry.2.abs()).fold(0.0, f32::max);
@@ -105,8 +105,9 @@ fn cells(area: &Area<'_>, map: &[(&str, m2pt_surgery::LayerId, f32)], title: &st
         let (x, y) = (left + column * width, HEAD as i32 - 4 + (id.block as u32 * ROW) as i32);
         let colour = if *lambda < 0.0 { STOP } else { FIT };
         let part = if largest > 0.0 { f64::from(lambda.abs() / largest) } else { 0.0 };
-        let corners = [(x, y), (x + width - 2, y + ROW as i32 - 2)];
-        area.draw(&Rectangle::new(corners, colour.mix(0.6 * part).filled()))?;
+        let longest = f64::from(width - 76);
+        let corners = [(x + 62, y + 4), (x + 62 + (longest * part).round() as i32, y + ROW as i32 - 6)];
+        area.draw(&Rectangle::new(corners, colour.filled()))?;
         area.draw(&Text::new(format!("{lambda:+.4}"), (x + 6, y + 4), text(12)))?;
         if column == 0 {
             area.draw(&Text::new(id.block.to_string(), (20, y + 4), text(12)))?;

@@ -44,6 +44,7 @@ impl Saved {
             "options": run.options,
             "lambdas": run.learner.lambdas(),
             "share": format!("{:?}", args.learning.share),
+            "bias": format!("{:?}", args.learning.bias),
             "threads": std::thread::available_parallelism().map_or(0, usize::from),
         });
         Ok(Saved { path: path.to_owned(), resume: args.resume, key })

@@ -70,7 +70,7 @@ fn values(x: &Tensor) -> Result<Vec<f32>> {
     x.flatten_all()?.to_vec1()
 }
 
-/// `x (W + sum of lambda A)^T + b` of `rows`, `[n, inputs]`, with gradients of `rows` and of the learned lambdas.
+/// `x (W + sum of lambda A)^T + b + sum of lambda a` of `rows`, `[n, inputs]`, with gradients of `rows` and of the learned lambdas.
 ///
 /// The sum is folded first. Then a step takes three products of matrices, `x V^T`, `g V` and `g^T x`, of which the last one's
 /// inner product with each `A` is the gradient of its lambda, `<g, x A^T>`. As branches it would take two for each weight
@@ -82,9 +82,16 @@ pub(super) fn linear(
     bias: Option<&Param<'_>>,
 ) -> Result<Tensor> {
     let mut sum = weight.tensor()?.clone();
+    let mut bias = bias.map(|bias| values(bias.tensor()?)).transpose()?;
     let (mut scales, mut auxiliaries) = (Vec::new(), Vec::new());
     for (aux, scale) in branches {
-        sum = (sum + (aux.tensor()? * f64::from(scale.value()?))?)?;
+        match &mut bias {
+            Some(bias) if aux.tensor()?.rank() == 1 => {
+                let (scale, aux) = (scale.value()?, values(aux.tensor()?)?);
+                bias.iter_mut().zip(aux).for_each(|(b, aux)| *b += scale * aux);
+            }
+            _ => sum = (sum + (aux.tensor()? * f64::from(scale.value()?))?)?,
+        }
         if let Scale::Learned(scale) = scale {
             scales.push(scale.clone());
             auxiliaries.push(aux.tensor()?.clone());
@@ -98,7 +105,6 @@ pub(super) fn linear(
     let (x, w) = (View::rows(&x, inputs), View::transposed(&w, inputs));
     product(&mut value, outputs, (n, outputs, inputs), x, w, rayon::current_num_threads());
     if let Some(bias) = bias {
-        let bias = values(bias.tensor()?)?;
         value.par_chunks_mut(outputs.max(1)).for_each(|row| row.iter_mut().zip(&bias).for_each(|(y, b)| *y += b));
     }
     if scales.is_empty() {
@@ -110,7 +116,11 @@ pub(super) fn linear(
     let backward = move |x: &Tensor, gradient: &Tensor| {
         let of_x = if needed { Some(gradient.matmul(&sum)?) } else { None };
         let outer = values(&gradient.t()?.matmul(x)?)?;
-        let of_lambdas = auxiliaries.iter().map(|aux| Ok(inner(&outer, &values(aux)?) as f32));
+        let of_bias = values(&gradient.sum(0)?)?;
+        let of_lambdas = auxiliaries.iter().map(|aux| {
+            let other = if aux.rank() == 1 { &of_bias } else { &outer };
+            Ok(inner(other, &values(aux)?) as f32)
+        });
         let of_lambdas = of_lambdas.collect::<Result<Vec<f32>>>()?;
         let count = of_lambdas.len();
         Ok((of_x, Tensor::from_vec(of_lambdas, count, x.device())?))
