@@ -97,11 +97,11 @@ def options(report, tool):
     with report.check("--keep-values: what stands beside the tensors is JSON in the header, also the second time"):
         path, out = tool.work / "valued.pth", tool.work / "valued.safetensors"
         torch.save({"model": state, "epoch": 7, "name": "vit"}, path)
-        tool.run("convert", path, "--keep-values", "-o", out)
+        tool.run("convert", path, "--keep-values", "--hash-inputs", "-o", out)
         kept = json.loads(header(out)["__metadata__"]["m2pt_surgery_values"])
         equal((kept["epoch"], kept["name"]), (7, "vit"), "the values")
         again = tool.work / "valued_again.safetensors"
-        tool.run("convert", out, "--keep-values", "-o", again)
+        tool.run("convert", out, "--keep-values", "--hash-inputs", "-o", again)
         first, second = header(out)["__metadata__"], header(again)["__metadata__"]
         records = [json.loads(texts.pop("m2pt_surgery")) for texts in (first, second)]
         equal(second, first, "the texts")
