@@ -66,7 +66,7 @@ def main():
             for name in ("target", "aux"):
                 total, largest = sparse(folder / f"{name}.safetensors", size * 1e9)
             fold = [arguments.binary, "fold", folder / "target.safetensors", "--aux", folder / "aux.safetensors", "--lambda", "0.1"]
-            for output, more in (("one .safetensors", []), ("one .pth", []), ("shards, one by one", ["--max-shard-size", "1GB", "--resume"])):
+            for output, more in (("one .safetensors", []), ("one .pth", []), ("shards, one by one", ["--max-shard-size", f"{round(size * 125)}MB", "--resume"])):
                 place = folder / {"one .safetensors": "out.safetensors", "one .pth": "out.pth"}.get(output, "out")
                 seconds, memory = anonymous([*map(str, fold), "-o", str(place), "--no-sync", *more])
                 print(f"| {total / 1e9:.2f} GB | {largest / 1e6:.0f} MB | {output} | {seconds:.1f} | {memory:.1f} MiB |", flush=True)
