@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from compare import anonymous
+
 
 def sparse(path, size):
     """A ViT in float32 of about so many bytes: 12 blocks, of the width that it takes."""
@@ -36,23 +38,6 @@ def sparse(path, size):
     return end, 4 * 4 * width * width
 
 
-def anonymous(command):
-    """Seconds, and the peak of RssAnon in MiB."""
-    begin = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
-        peak = 0
-        while child.poll() is None:
-            try:
-                lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
-            except OSError:
-                break
-            peak = max([peak] + [int(line.split()[1]) for line in lines if line.startswith("RssAnon")])
-            time.sleep(0.001)
-        if child.wait():
-            raise SystemExit(f"{command}: {child.stderr.read()}")
-    return time.perf_counter() - begin, peak / 1024
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--binary", default="target/release/m2pt-surgery")
@@ -68,7 +53,9 @@ def main():
             fold = [arguments.binary, "fold", folder / "target.safetensors", "--aux", folder / "aux.safetensors", "--lambda", "0.1"]
             for output, more in (("one .safetensors", []), ("one .pth", []), ("shards, one by one", ["--max-shard-size", f"{round(size * 125)}MB", "--resume"])):
                 place = folder / {"one .safetensors": "out.safetensors", "one .pth": "out.pth"}.get(output, "out")
-                seconds, memory = anonymous([*map(str, fold), "-o", str(place), "--no-sync", *more])
+                begin = time.perf_counter()
+                memory = anonymous([*map(str, fold), "-o", str(place), "--no-sync", *more])
+                seconds = time.perf_counter() - begin
                 print(f"| {total / 1e9:.2f} GB | {largest / 1e6:.0f} MB | {output} | {seconds:.1f} | {memory:.1f} MiB |", flush=True)
                 subprocess.run(["rm", "-r", str(place)], check=True)
 

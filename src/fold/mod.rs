@@ -324,6 +324,11 @@ impl<'i> PlannedFold<'i> {
         self.part_bytes.unwrap_or(self.plan.bytes()) + hashed
     }
 
+    /// The tensors that the plan refers to: those of the target, then those of the auxiliaries.
+    fn state_dicts(&self) -> Vec<StateDict<'i>> {
+        std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect()
+    }
+
     /// Notes what the target holds that is no tensor, and that the output therefore lacks.
     fn note_left_behind(&mut self) {
         let values = self.inputs.target.values();
@@ -359,8 +364,7 @@ impl<'i> PlannedFold<'i> {
             Some(provenance) if request.sidecar => Some(sidecar(&request.sidecar_path(), request.force, provenance)?),
             _ => None,
         };
-        let inputs: Vec<StateDict<'_>> =
-            std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
+        let inputs = self.state_dicts();
         let run = stream(writer, &self.plan, &inputs, &request.run, progress)?;
         if let Some(sidecar) = sidecar {
             sidecar

@@ -6,7 +6,6 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{FoldReport, PlannedFold};
-use crate::checkpoint::StateDict;
 use crate::engine::{Progress, RunReport};
 use crate::error::{Error, OutputProblem, Result};
 use crate::provenance;
@@ -91,7 +90,9 @@ impl PlannedFold<'_> {
         let stamp = |(name, bytes, modified): (String, u64, Option<u128>)| json!({"name": name, "bytes": bytes, "modified_ns": modified.map(|time| time.to_string())});
         let stamps: Value =
             checkpoints.iter().map(|input| Value::from_iter(input.stamps().into_iter().map(stamp))).collect();
-        let hashes = match Parts::known_hashes(&self.layout(None)?, &stamps)? {
+        // The last file of an output in parts is its index.
+        let index = self.files.last().map_or(request.output.as_path(), |(path, _)| path);
+        let hashes = match Parts::known_hashes(index, &stamps)? {
             Some(hashes) => {
                 checkpoints.iter().for_each(|input| progress.advance(input.file_bytes()));
                 hashes
@@ -117,8 +118,7 @@ impl PlannedFold<'_> {
             }
         }
         parts.check_room(&todo)?;
-        let inputs: Vec<StateDict<'_>> =
-            std::iter::once(&self.target).chain(&self.aux).map(|side| side.tensors.clone()).collect();
+        let inputs = self.state_dicts();
         let mut run = RunReport { norms: vec![None; self.plan.steps.len()], ..RunReport::default() };
         let mut file_bytes = 0;
         for shard in todo {

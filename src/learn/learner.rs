@@ -107,6 +107,12 @@ impl<'p, 'i> Learner<'p, 'i> {
         Ok(Learner { pathway, config, layers, lambdas: groups.len() })
     }
 
+    /// The model that is run.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        self.config
+    }
+
     /// How many lambdas there are.
     #[must_use]
     pub fn lambdas(&self) -> usize {

@@ -220,13 +220,12 @@ impl Parts {
         Ok(Some(Parts { path: path.to_owned(), record }))
     }
 
-    /// SHA-256 of the inputs, from the plan file that is there, if it was written by someone who saw inputs of these sizes and
+    /// SHA-256 of the inputs, from the plan file that is beside that index, if it was written by someone who saw inputs of these sizes and
     /// times.
     ///
     /// # Errors
     /// As [`Parts::find`], but for [`PartsProblem::NoPlan`].
-    pub(crate) fn known_hashes(layout: &Layout, stamps: &Value) -> Result<Option<Vec<Value>>> {
-        let Some((index, _)) = &layout.index else { return Ok(None) };
+    pub(crate) fn known_hashes(index: &Path, stamps: &Value) -> Result<Option<Vec<Value>>> {
         let Some(known) = Parts::read(&beside(index))?.filter(|known| known.record.stamps == *stamps) else {
             return Ok(None);
         };
@@ -390,9 +389,8 @@ impl Parts {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             removed => removed.map_err(|source| Error::Io { action: "remove", path: self.path.clone(), source })?,
         }
-        if let Ok(folder) = File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all().map(|()| folder)) {
-            drop(folder);
-        }
+        // As for files: what is gone is gone.
+        let _ = File::open(folder_of(&self.path)).and_then(|folder| folder.sync_all());
         Ok(())
     }
 }

@@ -96,7 +96,9 @@ fn a_run_that_was_interrupted_goes_on_to_the_same_lambdas() {
     };
     for (args, what) in [
         (other(&["--lr", "0.02"]), "other options"),
-        (other(&["--lr", "0.01", "--share", "kind"]), "other lambdas, share"),
+        (other(&["--lr", "0.01", "--share", "kind"]), "other share"),
+        (other(&["--lr", "0.01", "--layers", "qkv"]), "other layers"),
+        (other(&["--lr", "0.01", "--heads", "8"]), "other model"),
         (other(&["--lr", "0.01", "--stop-part", "0.4"]), "other samples"),
         (other(&["--lr", "0.01", "--bias", "fold"]), "other bias"),
     ] {
@@ -118,7 +120,11 @@ fn what_is_not_better_is_said_and_not_written() {
     let output = bench.run(&args);
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stdout.contains("NOT better than lambda = 0") && stdout.contains("nothing was written"), "{stdout}");
+    assert!(
+        stdout.contains("NOT better than lambda = 0")
+            && stdout.contains("neither the lambda file nor the fold was written"),
+        "{stdout}"
+    );
     assert!(bench.out().is_empty());
     let output = bench.run(&[&args[..], &["--accept"]].concat());
     assert_eq!((output.status.code(), bench.out()), (Some(1), vec!["l.json".to_owned(), "m.pth".to_owned()]));

@@ -40,11 +40,11 @@ pub(in crate::cli) struct Args {
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: PathBuf,
 
-    /// Fold with the learned lambdas, too: .pth or .safetensors. Nothing at all is written if they are not better than 0
+    /// Fold with the learned lambdas, too: .pth or .safetensors. Neither file is written if they are not better than 0
     #[arg(long, value_name = "FILE")]
     pub(super) fold: Option<PathBuf>,
 
-    /// Write also what is not better than 0
+    /// Write both also if they are not better than 0
     #[arg(long, requires = "fold")]
     pub(super) accept: bool,
 

@@ -305,6 +305,8 @@ impl Run<'_> {
         if let Some((epochs, state)) = saved.as_ref().map(saved::Saved::read).transpose()?.flatten() {
             printer.note(&format!("going on after epoch {}", state.epoch()));
             (*history, from) = (epochs, Some(state));
+        } else if saved.as_ref().is_some_and(saved::Saved::resumes) {
+            printer.note("there is no state to go on from yet: beginning at the first epoch");
         }
         if let Some(log) = &mut log {
             for epoch in history.iter() {

@@ -42,12 +42,18 @@ impl Saved {
             "root": pathway.target.tensors.root(),
             "samples": [run.fit.sha256(), run.stop.sha256()],
             "options": run.options,
-            "lambdas": run.learner.lambdas(),
+            "layers": super::lambda_sets(run.learner, &vec![0.0; run.learner.lambdas()]),
             "share": format!("{:?}", args.learning.share),
             "bias": format!("{:?}", args.learning.bias),
+            "model": format!("{:?}", run.learner.config()),
             "threads": std::thread::available_parallelism().map_or(0, usize::from),
         });
         Ok(Saved { path: path.to_owned(), resume: args.resume, key })
+    }
+
+    /// Whether it is wanted to go on.
+    pub(super) fn resumes(&self) -> bool {
+        self.resume
     }
 
     /// What is there to go on from, if that is wanted.
@@ -58,9 +64,8 @@ impl Saved {
             return Ok(None);
         }
         let file = self.path.display();
-        let longer = || format!("{file} is no state of a run: it is too long");
         if std::fs::metadata(&self.path).with_context(|| format!("cannot read {file}"))?.len() > LONGEST {
-            bail!(longer());
+            bail!("{file} is no state of a run: it is too long; leave out --resume");
         }
         let text = std::fs::read(&self.path).with_context(|| format!("cannot read {file}"))?;
         let content: Content = serde_json::from_slice(&text)

@@ -83,7 +83,9 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
     }
     let output = printable(&args.output.display().to_string());
     match (&args.fold, report.written) {
-        (Some(_), false) => printer.line("nothing was written; --accept writes it all the same")?,
+        (Some(_), false) => {
+            printer.line("neither the lambda file nor the fold was written; --accept writes both all the same")?
+        }
         (Some(fold), true) => printer.line(format!("wrote {output} and {}", printable(&fold.display().to_string())))?,
         (None, _) => printer.line(format!("wrote {output}"))?,
     }
