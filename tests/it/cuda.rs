@@ -116,22 +116,22 @@ fn file(dtype: Dtype, seed: u64, width: usize) -> Vec<u8> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         state >> 16
     };
-    // The least magnitude that is not 0, and how many there are up to 2^15.
+    // Numbers of one sign are in the order of their bits.
     let mut bytes = |count: usize| -> Vec<u8> {
         let mut bytes = Vec::new();
         for _ in 0..count {
             let (sign, any) = (random() & 1, random());
             match dtype {
-                Dtype::F16 => bytes.extend(((any % 0x7800 | sign << 15) as u16).to_le_bytes()),
-                Dtype::BF16 => bytes.extend(((any % 0x4700 | sign << 15) as u16).to_le_bytes()),
-                Dtype::F32 => bytes.extend(((any % 0x4700_0000 | sign << 31) as u32).to_le_bytes()),
+                Dtype::F16 => bytes.extend(((any % 0x7800) as u16 | (sign as u16) << 15).to_le_bytes()),
+                Dtype::BF16 => bytes.extend(((any % 0x4700) as u16 | (sign as u16) << 15).to_le_bytes()),
+                Dtype::F32 => bytes.extend(((any % 0x4700_0000) as u32 | (sign as u32) << 31).to_le_bytes()),
                 _ => {
                     // Most between 2^-200 and 2^15, as float32 may and may not have them.
                     let magnitude = match any % 8 {
-                        0 => random() << 6,
+                        0 => (random() << 6) % (1038 << 52),
                         _ => (823 + any % 215) << 52 | random() << 4,
                     };
-                    bytes.extend((magnitude % (1038 << 52) | sign << 63).to_le_bytes());
+                    bytes.extend((magnitude | sign << 63).to_le_bytes());
                 }
             }
         }
