@@ -500,6 +500,7 @@ static void run(struct Task *task) {
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static __thread void *current;
+static __thread int depth;
 static char the_context;
 static int retained, modules, streams, failing;
 
@@ -567,6 +568,8 @@ CALL(cuDevicePrimaryCtxRetain, void **context, int device) {
 
 CALL(cuDevicePrimaryCtxRelease_v2, int device) {
     BEGIN
+    if (depth && !failing)
+        wrong("a context is released that was not left", "");
     retained -= device >= 70;
     FILE *log = getenv("M2PT_CUDA_LOG") ? fopen(getenv("M2PT_CUDA_LOG"), "w") : NULL;
     for (int i = 0; log && calls[i].name; i++)
@@ -578,10 +581,21 @@ CALL(cuDevicePrimaryCtxRelease_v2, int device) {
     END
 }
 
-CALL(cuCtxSetCurrent, void *context) {
+CALL(cuCtxPushCurrent_v2, void *context) {
     BEGIN
-    if (!code)
+    if (!code) {
         current = context;
+        depth++;
+    }
+    END
+}
+
+CALL(cuCtxPopCurrent_v2, void **context) {
+    BEGIN
+    if (depth < 1)
+        wrong("a context is left that was not entered", "");
+    *context = current;
+    current = --depth ? current : NULL;
     END
 }
 

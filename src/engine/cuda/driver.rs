@@ -7,6 +7,7 @@
 
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::mem::ManuallyDrop;
+use std::ops::Deref;
 use std::ptr::{null, null_mut};
 use std::sync::Arc;
 
@@ -99,7 +100,8 @@ calls! {
     cuDeviceGet(*mut c_int, c_int);
     cuDevicePrimaryCtxRetain(*mut Handle, c_int);
     cuDevicePrimaryCtxRelease_v2(c_int);
-    cuCtxSetCurrent(Handle);
+    cuCtxPushCurrent_v2(Handle);
+    cuCtxPopCurrent_v2(*mut Handle);
     cuModuleLoadData(*mut Handle, *const c_void);
     cuModuleUnload(Handle);
     cuModuleGetFunction(*mut Handle, Handle, *const c_char);
@@ -170,11 +172,11 @@ impl Context {
         }
     }
 
-    /// Makes the context that of this thread.
-    fn enter(&self) -> Result<&Api, CudaError> {
+    /// Makes the context that of this thread, until what is returned is dropped.
+    fn enter(&self) -> Result<Entered<'_>, CudaError> {
         // SAFETY: the context is retained until this is dropped.
-        unsafe { call!(self.api, cuCtxSetCurrent(self.handle)) }?;
-        Ok(&self.api)
+        unsafe { call!(self.api, cuCtxPushCurrent_v2(self.handle)) }?;
+        Ok(Entered(&self.api))
     }
 }
 
@@ -182,6 +184,25 @@ impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: it was retained once, and nothing that belongs to it is left.
         unsafe { (self.api.cuDevicePrimaryCtxRelease_v2)(self.device) };
+    }
+}
+
+/// The calls, in a thread whose context is that of the GPU. Whoever uses this crate may have another one, which comes back.
+struct Entered<'c>(&'c Api);
+
+impl Deref for Entered<'_> {
+    type Target = Api;
+
+    fn deref(&self) -> &Api {
+        self.0
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        let mut context = null_mut();
+        // SAFETY: it is the one that was pushed.
+        unsafe { (self.0.cuCtxPopCurrent_v2)(&raw mut context) };
     }
 }
 
@@ -204,12 +225,13 @@ unsafe impl Sync for Gpu {}
 impl Gpu {
     pub(super) fn open(number: usize) -> Result<Gpu, CudaError> {
         let context = Context::open(number)?;
-        context.enter()?;
+        let api = context.enter()?;
         // The text cannot hold a zero byte: it is a constant of this program.
         let ptx = CString::new(PTX).unwrap_or_default();
         let mut module = null_mut();
         // SAFETY: the text ends in a zero byte, and is copied.
-        unsafe { call!(context.api, cuModuleLoadData(&raw mut module, ptx.as_ptr().cast())) }?;
+        unsafe { call!(api, cuModuleLoadData(&raw mut module, ptx.as_ptr().cast())) }?;
+        drop(api);
         let mut gpu = Gpu { fold_f32: null_mut(), fold_f64: null_mut(), gather: null_mut(), module, context };
         gpu.fold_f32 = gpu.function(c"fold_f32")?;
         gpu.fold_f64 = gpu.function(c"fold_f64")?;
@@ -219,17 +241,18 @@ impl Gpu {
 
     fn function(&self, name: &CStr) -> Result<Handle, CudaError> {
         let mut function = null_mut();
+        let api = self.context.enter()?;
         // SAFETY: the module is loaded until this is dropped.
-        unsafe { call!(self.context.api, cuModuleGetFunction(&raw mut function, self.module, name.as_ptr())) }?;
+        unsafe { call!(api, cuModuleGetFunction(&raw mut function, self.module, name.as_ptr())) }?;
         Ok(function)
     }
 }
 
 impl Drop for Gpu {
     fn drop(&mut self) {
-        if self.context.enter().is_ok() {
+        if let Ok(api) = self.context.enter() {
             // SAFETY: it was loaded, and no kernel of it runs: slots wait for theirs, and hold this.
-            unsafe { (self.context.api.cuModuleUnload)(self.module) };
+            unsafe { (api.cuModuleUnload)(self.module) };
         }
     }
 }
