@@ -8,6 +8,7 @@ later, and compute_52 a GPU of the year 2014 or later.
 """
 
 import ctypes
+import hashlib
 from pathlib import Path
 
 import nvidia.cuda_nvrtc
@@ -34,4 +35,5 @@ assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"fold.cu", 0, No
 failed = nvrtc.nvrtcCompileProgram(program, len(OPTIONS), (ctypes.c_char_p * len(OPTIONS))(*OPTIONS))
 if failed:
     raise SystemExit(text(program, "ProgramLog"))
-(here / "fold.ptx").write_text(text(program, "PTX"))
+origin = f"// SHA-256 of fold.cu: {hashlib.sha256(source).hexdigest()}\n"
+(here / "fold.ptx").write_text(origin + text(program, "PTX"))

@@ -141,6 +141,7 @@ fn word(tally: &[u8; TALLY], at: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::sha256_bytes;
 
     #[test]
     fn blocks_fit_their_slots() {
@@ -181,7 +182,14 @@ mod tests {
         assert_eq!(up[48], 0xaa);
     }
 
-    /// The kernels that the driver is given were compiled from fold.cu, by hand: they may not have a fused operation, nor one that a
+    #[test]
+    fn the_kernels_are_those_of_their_source() {
+        let sha256 = sha256_bytes(include_bytes!("fold.cu"));
+        let first = include_str!("fold.ptx").lines().next();
+        assert_eq!(first, Some(&*format!("// SHA-256 of fold.cu: {sha256}")), "run src/engine/cuda/build_ptx.py");
+    }
+
+    /// The kernels that the driver is given were compiled by hand: they may not have a fused operation, nor one that a
     /// driver may fuse, and have to be called what they are called here.
     #[test]
     fn no_operation_of_the_kernels_is_fused() {
