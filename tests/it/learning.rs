@@ -172,7 +172,7 @@ fn a_run_follows_pytorchs() {
     // The same again, from the beginning and from the middle.
     for from in [None, states.get(1).cloned(), states.get(3).cloned(), states.last().cloned()] {
         let again = learner.fit(&fit, &fit, &options, from, &mut (), &mut |_, _| Ok(())).unwrap();
-        assert_eq!((&again.lambdas, &again.losses), (&fitted.lambdas, &fitted.losses));
+        assert_eq!((&again.values, &again.losses), (&fitted.values, &fitted.losses));
     }
     let other = Learner::new(&pathway, &config, Share::All).unwrap();
     let wrong = other.fit(&fit, &fit, &options, states.pop(), &mut (), &mut |_, _| Ok(()));

@@ -181,7 +181,7 @@ fn prepare(flags: &ImageArgs, detected: &Detected, said_by: Option<String>) -> R
 }
 
 /// Where models are run, and its name.
-pub(super) fn device(name: &str) -> Result<(Device, String)> {
+pub(in crate::cli) fn device(name: &str) -> Result<(Device, String)> {
     let cuda = |number: usize| -> Result<(Device, String)> {
         if !cfg!(feature = "cuda") {
             bail!("--device {name}: this program was built without CUDA; build it with --features cuda");
