@@ -374,6 +374,28 @@ fn provenance_and_json_name_the_file() {
     assert_eq!(header, sidecar);
 }
 
+/// The trainable form of such a fold has the replaced tensors as well, and folds to the same.
+#[test]
+fn a_graft_of_the_library_folds_to_the_same() {
+    let bench = Bench::new();
+    bench.put("trained.safetensors", &to_safetensors(&trained()));
+    let mut request = FoldRequest::new(bench.path("vit.pth"), bench.path("out/grafted.safetensors")).unwrap();
+    request.add_aux(bench.path("speech.pth"));
+    request.lambda = LambdaSpec::parse("0.1").ok();
+    request.replace = Some(bench.path("trained.safetensors"));
+    request.run.hash_inputs = true;
+    let inputs = request.open().unwrap();
+    let graft = inputs.graft().unwrap();
+    let report = graft.run(&mut ()).unwrap();
+    let written = bench.read("out/grafted.safetensors");
+    assert_eq!(report.file_bytes, written.len() as u64, "what is planned is what is written");
+    let hash = m2pt_surgery::tensor::sha256_bytes(&bench.read("trained.safetensors"));
+    assert!(String::from_utf8_lossy(&written).contains(&hash));
+    bench.works(&["fold", "out/grafted.safetensors", "-o", "out/a.pth"]);
+    bench.works(&[&FOLD[..], &["--replace", "trained.safetensors", "-o", "out/b.pth"]].concat());
+    assert_eq!(tensors(&bench.path("out/a.pth")), tensors(&bench.path("out/b.pth")));
+}
+
 #[test]
 fn reads_as_before() {
     let folder = tempfile::tempdir().unwrap();
