@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::bench::{Bench, Tensor, model, tied, to_safetensors, values};
 use crate::commands::snapshot;
-use crate::support::{digests, expected, fixture, recorded, succeed};
+use crate::support::{digests, expected, fixture, recorded};
 
 const FOLD: [&str; 6] = ["fold", "vit.pth", "--aux", "speech.pth", "--lambda", "0.1"];
 
@@ -429,7 +429,7 @@ fn verify_compares_with_the_pathway_whose_tensors_are_replaced() {
     fs::write(&trained_head, to_safetensors(&trained())).unwrap();
     let how = ["--aux", "fixtures/speech_vit.pth", "--lambda", "0.3"];
     let replace = ["--replace", &trained_head];
-    succeed(&[&["fold", "fixtures/mnist_vit.pth", "-o", &merged], &how[..], &replace].concat());
+    crate::support::succeed(&[&["fold", "fixtures/mnist_vit.pth", "-o", &merged], &how[..], &replace].concat());
     let config = ["--config", "fixtures/digits.json", "--quiet"];
     let verify = |more: &[&str]| {
         let args = [&["verify", &merged, "--pathway", "fixtures/mnist_vit.pth"], &how[..], &config, more].concat();
