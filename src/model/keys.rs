@@ -6,7 +6,7 @@ use super::kernels::{Kernels, Ops};
 use super::variable::Variable;
 use super::{ModelError, Precision};
 use crate::checkpoint::{StateDict, TensorData};
-use crate::naming::{AUX_WEIGHT, SCALE};
+use crate::naming::{AUX_WEIGHT, SCALE, nearest};
 use crate::tensor::{DType, decode_f64};
 
 /// Names that a message lists, and no more.
@@ -386,7 +386,7 @@ impl<'s, 'c> Keys<'s, 'c> {
         let mut left: Vec<String> = left.map(|(spec, _)| spec.name.clone()).collect();
         left.extend(self.tensors.others().iter().map(|(name, _)| name.clone()));
         for (name, near) in &mut self.problems.missing {
-            *near = nearest(name, &left);
+            *near = nearest(name, left.iter().map(String::as_str)).map(str::to_owned);
         }
         self.problems.unexpected = left;
         if !self.problems.is_empty() {
@@ -399,18 +399,6 @@ impl<'s, 'c> Keys<'s, 'c> {
         }
         Ok(())
     }
-}
-
-/// The name among `names` that is nearly `name`: the same last parts, or few letters of difference.
-fn nearest(name: &str, names: &[String]) -> Option<String> {
-    let score = |other: &&String| strsim::normalized_levenshtein(name, other);
-    let same_end = |other: &&String| other.ends_with(&format!(".{name}"));
-    if let Some(found) = names.iter().find(same_end) {
-        return Some(found.clone());
-    }
-    // Distances of very long lists of names would take long.
-    let best = names.iter().take(4096).max_by(|a, b| score(a).total_cmp(&score(b)))?;
-    (score(&best) > 0.7).then(|| best.clone())
 }
 
 /// The one element of a lambda; 0 for one that was not read.

@@ -49,6 +49,8 @@ mod model;
 mod parts;
 #[cfg(feature = "verify")]
 mod preprocessing;
+#[cfg(feature = "cli")]
+mod replacing;
 #[cfg(feature = "verify")]
 mod samples;
 #[cfg(feature = "verify")]

@@ -216,5 +216,7 @@ pub(super) fn request(path: &Path, flags: &FoldArgs) -> Result<FoldRequest> {
     request.depth_mismatch = flags.depth_mismatch.into();
     request.target_root = root(flags.pathway_root.as_ref());
     request.aux_root = root(flags.aux_root.as_ref());
+    request.replace.clone_from(&flags.replace);
+    request.replace_root = root(flags.replace_root.as_ref());
     Ok(request)
 }
