@@ -244,7 +244,8 @@ impl Learner<'_, '_> {
                 let batch = fit.augmented(part, options.augment, seed(number));
                 let slope = model.slope(&rounded(&next.values), &batch, options.objective)?;
                 let mut gradients = slope.gradients;
-                let moved = gradients.iter_mut().zip(&next.values[..self.lambdas()]).filter(|(_, value)| **value != 0.0);
+                let moved =
+                    gradients.iter_mut().zip(&next.values[..self.lambdas()]).filter(|(_, value)| **value != 0.0);
                 moved.for_each(|(gradient, value)| *gradient += options.l1 * value.signum());
                 if !slope.loss.is_finite() || gradients.iter().any(|gradient| !gradient.is_finite()) {
                     return Ok(state.fitted(Ended::NotFinite(next.losses.len() + 1), seconds));

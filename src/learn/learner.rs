@@ -165,7 +165,11 @@ impl<'p, 'i> Learner<'p, 'i> {
     /// How many of them, from the first, weight decay is for: not biases and normalisations.
     #[must_use]
     pub(super) fn decaying(&self) -> usize {
-        self.trained.iter().filter(|trained| trained.decays()).map(|trained| trained.range().end).fold(self.lambdas, usize::max)
+        self.trained
+            .iter()
+            .filter(|trained| trained.decays())
+            .map(|trained| trained.range().end)
+            .fold(self.lambdas, usize::max)
     }
 
     /// The values with that lambda everywhere, and the target's own parameters.

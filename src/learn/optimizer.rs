@@ -36,7 +36,14 @@ impl Optimizer {
     /// For that many parameters.
     #[must_use]
     pub fn new(method: Method, parameters: usize, weight_decay: f64) -> Optimizer {
-        Optimizer { method, weight_decay, decaying: parameters, steps: 0, first: vec![0.0; parameters], second: vec![0.0; parameters] }
+        Optimizer {
+            method,
+            weight_decay,
+            decaying: parameters,
+            steps: 0,
+            first: vec![0.0; parameters],
+            second: vec![0.0; parameters],
+        }
     }
 
     /// Weight decay is for so many parameters, from the first.
@@ -56,7 +63,8 @@ impl Optimizer {
         self.steps += 1;
         let corrected = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
         let moments = self.first.iter_mut().zip(&mut self.second);
-        for (number, ((value, gradient), (first, second))) in values.iter_mut().zip(gradients).zip(moments).enumerate() {
+        for (number, ((value, gradient), (first, second))) in values.iter_mut().zip(gradients).zip(moments).enumerate()
+        {
             let weight_decay = if number < self.decaying { self.weight_decay } else { 0.0 };
             match self.method {
                 Method::AdamW => {

@@ -66,7 +66,9 @@ impl Trained {
         let prefix = prefix_of(tensors);
         let mut chosen = config.tensors(tensors).map_err(wrong)?;
         chosen.retain(|(name, _)| what.head && is_head(name) || what.norms && is_norm(name));
-        for (asked, is, text) in [(what.head, is_head as fn(&str) -> bool, "head"), (what.norms, is_norm, "normalisation")] {
+        for (asked, is, text) in
+            [(what.head, is_head as fn(&str) -> bool, "head"), (what.norms, is_norm, "normalisation")]
+        {
             if asked && !chosen.iter().any(|(name, _)| is(name)) {
                 return Err(LearnError::Option(format!("the model has no {text} to train")));
             }

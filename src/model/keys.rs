@@ -348,8 +348,7 @@ impl<'s, 'c> Keys<'s, 'c> {
         let full = format!("{name}.bias");
         let Some(bias) = self.take_if(there, &full, &[outputs])? else { return Ok((None, Vec::new())) };
         let terms = self.branch_terms(&full, &[outputs])?;
-        let (learned, fixed): (Vec<_>, Vec<_>) =
-            terms.into_iter().partition(|(_, scale)| scale.learned().is_some());
+        let (learned, fixed): (Vec<_>, Vec<_>) = terms.into_iter().partition(|(_, scale)| scale.learned().is_some());
         let bias = if fixed.is_empty() { bias } else { folded(&bias, &fixed)? };
         Ok((Some(bias), learned))
     }

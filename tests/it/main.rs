@@ -33,6 +33,8 @@ mod commands;
 mod converting;
 #[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
 mod faults;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod gradients;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod hostile;
 #[cfg(all(feature = "cli", unix))]

@@ -250,7 +250,11 @@ fn check_outputs(args: &Args) -> Result<()> {
     let outputs: Vec<(&str, &Path)> =
         [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
             .into_iter()
-            .chain([("--plot", args.plot.as_ref()), ("--state", args.state.as_ref()), ("--tensors", args.tensors.as_ref())])
+            .chain([
+                ("--plot", args.plot.as_ref()),
+                ("--state", args.state.as_ref()),
+                ("--tensors", args.tensors.as_ref()),
+            ])
             .filter_map(|(flag, path)| Some((flag, path?.as_path())))
             .collect();
     for (number, (flag, path)) in outputs.iter().enumerate() {

@@ -20,8 +20,8 @@ use m2pt_surgery::verify::{
 use m2pt_surgery::{Checkpoint, DType};
 
 pub(super) use args::{Args, Ids, ImageArgs, ModelArgs, positive};
-pub(super) use models::{Model, device, root};
 use models::request;
+pub(super) use models::{Model, device, root};
 
 use super::printer::Printer;
 use super::progress::Bar;

@@ -38,13 +38,24 @@ impl<'v> Folded<'v> {
         let mut bias = Sum { base: bias, sum: Vec::new(), begun: false };
         for (aux, scale) in &layer.branches {
             let (lambda, aux, one) = (number(scale, values), aux.slice()?, aux.shape().len() == 1);
-            if one { bias.add(lambda, aux) } else { sum.add(lambda, aux) }
+            if one {
+                bias.add(lambda, aux)
+            } else {
+                sum.add(lambda, aux)
+            }
             if let Some(variable) = scale.learned() {
                 let list = if one { &mut biases } else { &mut weights };
                 list.push((aux, variable.range().start));
             }
         }
-        Ok(Folded { weight: sum.into_cow(buffer), bias: bias.into_cow(&mut Vec::new()), outputs, inputs, weights, biases })
+        Ok(Folded {
+            weight: sum.into_cow(buffer),
+            bias: bias.into_cow(&mut Vec::new()),
+            outputs,
+            inputs,
+            weights,
+            biases,
+        })
     }
 
     /// Its buffer, for the next step.

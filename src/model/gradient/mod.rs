@@ -143,7 +143,8 @@ impl<'c> Vit<'c> {
         };
         folded.resize_with(plain.len(), Default::default);
         let blocks = plain.into_par_iter().zip(&mut *folded);
-        let blocks = blocks.map(|(block, buffers)| plain::Block::new(block, values, buffers)).collect::<Result<Vec<_>>>()?;
+        let blocks =
+            blocks.map(|(block, buffers)| plain::Block::new(block, values, buffers)).collect::<Result<Vec<_>>>()?;
 
         let (batch, threads) = (images.dim(0)?, rayon::current_num_threads());
         let shares = threads.min(batch).max(1);
@@ -153,7 +154,8 @@ impl<'c> Vit<'c> {
             room.threads = threads / shares;
             let images = images.narrow(0, range[0], range[1] - range[0])?;
             let mut gradients = vec![0.0; values.len()];
-            let logits = self.share(training, &blocks, &images, &|logits| slopes(range[0], logits), room, &mut gradients)?;
+            let logits =
+                self.share(training, &blocks, &images, &|logits| slopes(range[0], logits), room, &mut gradients)?;
             Ok((logits, gradients))
         });
         let parts = parts.collect::<Result<Vec<_>>>()?;

@@ -57,11 +57,7 @@ impl Kept {
 
 impl<'v> Block<'v> {
     /// The block with these numbers for what is learned; sums go to the `buffers` that are needed.
-    pub(super) fn new(
-        block: Plain<'v, '_>,
-        values: &'v [f32],
-        buffers: &mut [Vec<f32>; LAYERS],
-    ) -> Result<Block<'v>> {
+    pub(super) fn new(block: Plain<'v, '_>, values: &'v [f32], buffers: &mut [Vec<f32>; LAYERS]) -> Result<Block<'v>> {
         let [qkv, proj, fc1, fc2] = buffers;
         Ok(Block {
             norm1: Normalise::new(block.norm1, values)?,

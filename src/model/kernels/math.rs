@@ -72,7 +72,12 @@ fn activation(x: f32, kind: Activation) -> f32 {
 }
 
 /// Adds `bias`, if any, to each row of `values`, and applies the function, if any.
-pub(in crate::model) fn bias_activation(arch: Arch, values: &mut [f32], bias: Option<&[f32]>, kind: Option<Activation>) {
+pub(in crate::model) fn bias_activation(
+    arch: Arch,
+    values: &mut [f32],
+    bias: Option<&[f32]>,
+    kind: Option<Activation>,
+) {
     // One loop for each function: a branch within it would keep it from becoming vectors.
     match kind {
         None => arch.dispatch(
@@ -129,7 +134,14 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// LayerNorm of each row of `values` into `out`: `(x - mean) / sqrt(var + eps) * weight + bias`, `var` the mean of squares.
-pub(in crate::model) fn layer_norm(arch: Arch, values: &[f32], out: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+pub(in crate::model) fn layer_norm(
+    arch: Arch,
+    values: &[f32],
+    out: &mut [f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+) {
     let width = weight.len().max(1);
     arch.dispatch(
         #[inline(always)]
