@@ -80,8 +80,8 @@
 //! layer is float64, that layer is computed in float64. A lambda of 0 leaves a weight as it is, byte for byte.
 //!
 //! # Features
-//! `cli` (default): the program. `verify` (default): reading images, and running models with candle. `cuda`: candle on NVIDIA GPUs. Without
-//! default features this is the bare library.
+//! `cli` (default): the program. `verify` (default): reading images, and running models with candle. `fold-cuda` (default): folds on NVIDIA
+//! GPUs, through the driver that is there when they run. `cuda`: candle on NVIDIA GPUs too. Without default features this is the bare library.
 
 mod checkpoint;
 mod container;
@@ -122,7 +122,7 @@ pub use container::{
     ZipProblem, exit_on_shrunk_file,
 };
 pub use diff::{Change, Diff, NotCompared, Numbers, Outcome, Pair};
-pub use engine::{Lost, Norms, Progress, RunOptions, RunReport};
+pub use engine::{Device, Lost, Norms, Progress, RunOptions, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{
     AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, Joined, Part, PartsReport, PlannedFold, PlannedGraft,

@@ -2,7 +2,7 @@
 
 use std::num::{NonZeroU64, NonZeroUsize};
 
-use m2pt_surgery::RunOptions;
+use m2pt_surgery::{Device, RunOptions};
 
 use super::text::size;
 
@@ -34,6 +34,11 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
 impl RunArgs {
     pub(super) fn options(&self, allow_non_finite: bool) -> RunOptions {
         let RunArgs { threads, limit_rate, no_sync, hash_inputs } = *self;
-        RunOptions { allow_non_finite, threads, limit_rate, no_sync, hash_inputs }
+        RunOptions { allow_non_finite, threads, limit_rate, no_sync, hash_inputs, device: Device::Cpu }
     }
+}
+
+/// `--device` in words; what it may be is the same for all commands that have it.
+pub(super) fn device(text: &str) -> anyhow::Result<Device> {
+    Device::parse(text).ok_or_else(|| anyhow::anyhow!("--device {text}: the devices are cpu, cuda, cuda:N, auto"))
 }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::{ConvertInputs, ConvertRequest, Decided, Item, Names, timm_dir};
 use crate::checkpoint::{Checkpoint, StateDict};
-use crate::engine::{Lost, Progress};
+use crate::engine::{Computer, Lost, Progress};
 use crate::error::{Error, Result};
 use crate::model::Detected;
 use crate::naming::Recognised;
@@ -267,7 +267,8 @@ impl<'i> PlannedConversion<'i> {
             None => None,
         };
         let inputs = [self.dict.clone()];
-        let run = stream(layout.create()?, &self.plan, &inputs, &request.run, progress)?;
+        let run =
+            stream(layout.create()?, &self.plan, &inputs, &request.run, &Computer::default(), progress, |_| Ok(()))?;
         if let Some(config) = config {
             let output = self.destination.path.clone();
             config.publish().map_err(|source| Error::Sidecar { output, source: Box::new(source) })?;

@@ -6,6 +6,9 @@
 //! the number of threads, nor does the error if there are several.
 
 mod blame;
+#[cfg(feature = "fold-cuda")]
+mod cuda;
+mod device;
 mod kernels;
 mod pace;
 mod simd;
@@ -23,6 +26,8 @@ use crate::parallel::{self, Watched};
 use crate::plan::Plan;
 use crate::write::{OpenFile, Writer};
 
+pub(crate) use device::Computer;
+pub use device::Device;
 use pace::Pace;
 use worker::{Done, Worker};
 
@@ -69,6 +74,10 @@ pub struct RunReport {
     pub non_finite: Vec<String>,
     /// The outputs that were cast to a type that cannot hold all of their numbers, in the order in which they were written.
     pub lost: Vec<(String, Lost)>,
+    /// What computed the terms: `cpu`, `cuda:0`, or `cuda:0 and cpu`.
+    pub device: String,
+    /// Why that is not what was asked for.
+    pub notes: Vec<String>,
 }
 
 /// How a plan is run.
@@ -86,6 +95,8 @@ pub struct RunOptions {
     pub no_sync: bool,
     /// Whether SHA-256 of every input goes into the provenance that the output carries.
     pub hash_inputs: bool,
+    /// Where the terms of a fold are computed; on the processor, with a note, if it cannot be had.
+    pub device: Device,
 }
 
 /// What all threads of a run share.
@@ -93,6 +104,7 @@ struct Shared<'r> {
     plan: &'r Plan,
     inputs: &'r [StateDict<'r>],
     allow_non_finite: bool,
+    computer: &'r Computer,
     pace: Pace,
     watched: Watched,
     /// Held by who makes tensors in memory, so that not every thread holds one of them.
@@ -112,12 +124,14 @@ pub(crate) fn run(
     inputs: &[StateDict<'_>],
     writer: &mut Writer,
     options: &RunOptions,
+    computer: &Computer,
     progress: &mut dyn Progress,
 ) -> Result<RunReport> {
     let shared = Shared {
         plan,
         inputs,
         allow_non_finite: options.allow_non_finite,
+        computer,
         pace: Pace::new(options.limit_rate),
         watched: Watched::default(),
         making: Mutex::new(()),
@@ -128,13 +142,14 @@ pub(crate) fn run(
         let crcs = shared.gather(file, done, &mut report)?;
         writer.next_file(&crcs)?;
     }
+    (report.device, report.notes) = (computer.device(), computer.notes());
     Ok(report)
 }
 
 impl Shared<'_> {
     /// Computes and writes the data of one file; returns what was found in each unit, in order.
     fn compute<'s>(&'s self, file: &'s OpenFile, threads: usize, progress: &mut dyn Progress) -> Result<Vec<Done<'s>>> {
-        let units = units::cut(self.plan, self.inputs, file.steps());
+        let units = units::cut(self.plan, self.inputs, file.steps(), self.computer.unit());
         let state = || Worker::new(self, file);
         let unit = |worker: &mut Worker<'s>, number: usize| worker.run(&units[number]);
         let done = parallel::run(units.len(), threads, &self.watched, progress, state, unit)?;

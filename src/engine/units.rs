@@ -26,8 +26,8 @@ pub(super) enum Unit {
 }
 
 /// The units of a file that holds these steps, in its order. A step whose tensors are read from where they are stored can be cut;
-/// one that has to be made in memory first is made once.
-pub(super) fn cut(plan: &Plan, inputs: &[StateDict<'_>], steps: &[usize]) -> Vec<Unit> {
+/// one that has to be made in memory first is made once. Those with terms are cut into units of `folded` bytes.
+pub(super) fn cut(plan: &Plan, inputs: &[StateDict<'_>], steps: &[usize], folded: usize) -> Vec<Unit> {
     let mut units = Vec::new();
     // Steps from here on are in no unit yet.
     let (mut open, mut open_bytes) = (0, 0);
@@ -37,7 +37,7 @@ pub(super) fn cut(plan: &Plan, inputs: &[StateDict<'_>], steps: &[usize]) -> Vec
         if step.bytes() > UNIT as u64 && is_in_place(step, inputs) {
             units.extend(close(open, place));
             (open, open_bytes) = (place + 1, 0);
-            let most = UNIT / step.dtype.size();
+            let most = if step.terms.is_empty() { UNIT } else { folded } / step.dtype.size();
             let firsts = (0..step.numel).step_by(most);
             units.extend(firsts.map(|first| Unit::Part { place, first, count: most.min(step.numel - first) }));
             continue;

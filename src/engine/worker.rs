@@ -62,7 +62,7 @@ impl Done<'_> {
         self.add(next.norms, next.bad, next.lost);
     }
 
-    fn add(&mut self, norms: Norms, bad: bool, lost: Lost) {
+    pub(super) fn add(&mut self, norms: Norms, bad: bool, lost: Lost) {
         self.norms.source += norms.source;
         self.norms.change += norms.change;
         self.bad |= bad;
@@ -72,14 +72,14 @@ impl Done<'_> {
 }
 
 /// A tensor that is read, and what becomes of its checksum.
-struct Input<'r> {
-    data: TensorData<'r>,
-    unchecked: Option<(Unchecked<'r>, Hasher)>,
+pub(super) struct Input<'r> {
+    pub(super) data: TensorData<'r>,
+    pub(super) unchecked: Option<(Unchecked<'r>, Hasher)>,
 }
 
 impl Input<'_> {
     /// The little-endian bytes of elements, where they lie just so.
-    fn bytes(&self, elements: &Range<usize>) -> Option<&[u8]> {
+    pub(super) fn bytes(&self, elements: &Range<usize>) -> Option<&[u8]> {
         let size = self.data.dtype().size();
         Some(&self.data.view().as_bytes()?[elements.start * size..elements.end * size])
     }
@@ -91,7 +91,7 @@ impl Input<'_> {
     }
 
     /// Takes elements into the checksum; only tensors that lie in the map as they are have one.
-    fn check(&mut self, elements: &Range<usize>) {
+    pub(super) fn check(&mut self, elements: &Range<usize>) {
         let size = self.data.dtype().size();
         if let Some((_, crc)) = &mut self.unchecked
             && let Some(bytes) = self.data.view().as_bytes()
@@ -102,14 +102,14 @@ impl Input<'_> {
 }
 
 /// Bytes on their way to the file: gathered, and written in large pieces.
-struct Out<'w> {
+pub(super) struct Out<'w> {
     shared: &'w Shared<'w>,
     file: &'w OpenFile,
     /// Where the buffer's first byte belongs.
     at: u64,
     /// Filled up to `filled`; what follows is what was there before.
     buffer: Vec<u8>,
-    filled: usize,
+    pub(super) filled: usize,
 }
 
 impl Out<'_> {
@@ -123,7 +123,7 @@ impl Out<'_> {
         &mut self.buffer[begin..self.filled]
     }
 
-    fn put(&mut self, bytes: &[u8]) {
+    pub(super) fn put(&mut self, bytes: &[u8]) {
         self.room(bytes.len()).copy_from_slice(bytes);
     }
 
@@ -132,7 +132,7 @@ impl Out<'_> {
         &self.buffer[self.filled - bytes..self.filled]
     }
 
-    fn flush(&mut self) -> Result<()> {
+    pub(super) fn flush(&mut self) -> Result<()> {
         self.write(&self.buffer[..self.filled])?;
         self.at += self.filled as u64;
         self.filled = 0;
@@ -140,7 +140,7 @@ impl Out<'_> {
     }
 
     /// Writes bytes that lie in a map as they are, not through the buffer.
-    fn pass(&mut self, bytes: &[u8]) -> Result<()> {
+    pub(super) fn pass(&mut self, bytes: &[u8]) -> Result<()> {
         self.flush()?;
         self.write(bytes)?;
         self.at += bytes.len() as u64;
@@ -158,8 +158,10 @@ impl Out<'_> {
 
 /// A thread's buffers, and what it found so far.
 pub(super) struct Worker<'w> {
-    shared: &'w Shared<'w>,
-    out: Out<'w>,
+    pub(super) shared: &'w Shared<'w>,
+    pub(super) out: Out<'w>,
+    #[cfg(feature = "fold-cuda")]
+    pub(super) hand: super::cuda::Hand<'w>,
     arch: Arch,
     raw: Vec<u8>,
 }
@@ -167,7 +169,14 @@ pub(super) struct Worker<'w> {
 impl<'w> Worker<'w> {
     pub(super) fn new(shared: &'w Shared<'w>, file: &'w OpenFile) -> Worker<'w> {
         let out = Out { shared, file, at: 0, buffer: Vec::new(), filled: 0 };
-        Worker { shared, out, arch: Arch::new(), raw: Vec::new() }
+        Worker {
+            shared,
+            out,
+            #[cfg(feature = "fold-cuda")]
+            hand: super::cuda::Hand::new(shared.computer),
+            arch: Arch::new(),
+            raw: Vec::new(),
+        }
     }
 
     /// Computes a unit and writes it; says what was found of each of its steps.
@@ -218,8 +227,11 @@ impl<'w> Worker<'w> {
         let wide = source.data.dtype() == DType::F64 || terms.iter().any(|(_, input)| input.data.dtype() == DType::F64);
         match (terms.is_empty() && source.data.dtype() == step.dtype, wide) {
             (true, _) => self.copy(&mut source, range, &mut done)?,
-            (false, true) => self.compute::<f64>(step, &mut source, &mut terms, range, &mut done)?,
-            (false, false) => self.compute::<f32>(step, &mut source, &mut terms, range, &mut done)?,
+            (false, wide) => {
+                #[cfg(feature = "fold-cuda")]
+                let range = self.on_gpu(step, wide, &mut source, &mut terms, range, &mut done)?;
+                self.on_cpu(step, wide, &mut source, &mut terms, range, &mut done)?;
+            }
         }
         let inputs = std::iter::once(source).chain(terms.into_iter().map(|(_, input)| input));
         done.sources = inputs.map(|input| input.unchecked).collect();
@@ -286,6 +298,26 @@ impl<'w> Worker<'w> {
             own.clone_from(crc);
         }
         Ok(())
+    }
+
+    /// Computes elements in float64 if it is `wide`, in float32 otherwise.
+    pub(super) fn on_cpu(
+        &mut self,
+        step: &Step,
+        wide: bool,
+        source: &mut Input<'w>,
+        terms: &mut [(f64, Input<'w>)],
+        range: Range<usize>,
+        done: &mut Done<'w>,
+    ) -> Result<()> {
+        if !terms.is_empty() {
+            self.shared.computer.computed(false, range.len());
+        }
+        match (range.is_empty(), wide) {
+            (true, _) => Ok(()),
+            (false, true) => self.compute::<f64>(step, source, terms, range, done),
+            (false, false) => self.compute::<f32>(step, source, terms, range, done),
+        }
     }
 
     /// Computes elements: the source, plus each term, in the type of the step.

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::provenance::described;
 use super::{FoldInputs, Understood};
 use crate::checkpoint::{Checkpoint, Expr, StateDict};
-use crate::engine::Progress;
+use crate::engine::{Computer, Progress};
 use crate::error::{Error, Result};
 use crate::naming::{AUX_WEIGHT, SCALE};
 use crate::plan::{self, FoldProblem, FoldedLayer, Plan, Sharing};
@@ -175,7 +175,15 @@ impl<'i> PlannedGraft<'i> {
             true => provenance::hashes(&self.inputs.checkpoints(), self.inputs.request.run.hash_inputs, progress)?,
             false => Vec::new(),
         };
-        stream(self.layout(&hashes)?.create()?, &self.plan, &inputs, &self.inputs.request.run, progress)?;
+        stream(
+            self.layout(&hashes)?.create()?,
+            &self.plan,
+            &inputs,
+            &self.inputs.request.run,
+            &Computer::default(),
+            progress,
+            |_| Ok(()),
+        )?;
         let file_bytes = self.files().iter().map(|(_, bytes)| bytes).sum();
         Ok(GraftReport { file_bytes, elapsed: started.elapsed() })
     }

@@ -12,13 +12,13 @@ pub use parts::{Joined, Part, PartsReport, join};
 pub use replace::Replaced;
 pub use request::{AuxRequest, FoldRequest};
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::checkpoint::{Checkpoint, RootChoice, StateDict};
-use crate::engine::{Progress, RunReport};
+use crate::engine::{Computer, Progress, RunReport};
 use crate::error::{Error, Result};
 use crate::naming::{Family, Flags, Layers, Recognised, Selector};
 use crate::plan::{self, AuxSide, DepthMismatch, FoldOptions, Plan, Side};
@@ -369,12 +369,17 @@ impl<'i> PlannedFold<'i> {
         };
         let layout = self.layout(provenance.as_ref())?;
         let writer = layout.create()?;
-        let sidecar = match &provenance {
-            Some(provenance) if request.sidecar => Some(sidecar(&request.sidecar_path(), request.force, provenance)?),
-            _ => None,
+        let mut sidecar = match request.sidecar {
+            true => Some(ScratchFile::create(&request.sidecar_path(), request.force)?),
+            false => None,
         };
         let inputs = self.state_dicts();
-        let run = stream(writer, &self.plan, &inputs, &request.run, progress)?;
+        let computer = Computer::open(request.run.device, &self.plan);
+        let before = |run: &RunReport| match (&mut sidecar, provenance) {
+            (Some(sidecar), Some(provenance)) => write_sidecar(sidecar, provenance, run),
+            _ => Ok(()),
+        };
+        let run = stream(writer, &self.plan, &inputs, &request.run, &computer, progress, before)?;
         if let Some(sidecar) = sidecar {
             sidecar
                 .publish()
@@ -384,10 +389,10 @@ impl<'i> PlannedFold<'i> {
     }
 }
 
-fn sidecar(path: &Path, force: bool, provenance: &Value) -> Result<ScratchFile> {
-    let mut file = ScratchFile::create(path, force)?;
+fn write_sidecar(file: &mut ScratchFile, mut provenance: Value, run: &RunReport) -> Result<()> {
+    // In a header it would make other bytes of the same tensors, and it is known only now.
+    provenance["device"] = Value::from(run.device.as_str());
     file.write(format!("{provenance:#}\n").as_bytes())?;
     // On the disk before the output is published, so that a full disk leaves neither.
-    file.complete()?;
-    Ok(file)
+    file.complete()
 }

@@ -6,7 +6,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::{FoldReport, PlannedFold};
-use crate::engine::{Progress, RunReport};
+use crate::engine::{Computer, Progress, RunReport};
 use crate::error::{Error, OutputProblem, Result};
 use crate::provenance;
 use crate::streaming::stream;
@@ -119,11 +119,14 @@ impl PlannedFold<'_> {
         }
         parts.check_room(&todo)?;
         let inputs = self.state_dicts();
+        let computer = Computer::open(request.run.device, &self.plan);
         let mut run = RunReport { norms: vec![None; self.plan.steps.len()], ..RunReport::default() };
         let mut file_bytes = 0;
         for shard in todo {
             let begun = layout.shard(shard).create();
-            match begun.and_then(|writer| stream(writer, &self.plan, &inputs, &request.run, progress)) {
+            let streamed = begun
+                .and_then(|writer| stream(writer, &self.plan, &inputs, &request.run, &computer, progress, |_| Ok(())));
+            match streamed {
                 // Another process that runs the same part was faster.
                 Err(Error::Output { problem: OutputProblem::Exists, .. }) if parts.is_there(shard)? => {
                     report.found += 1;
@@ -139,6 +142,7 @@ impl PlannedFold<'_> {
             file_bytes += self.files[shard].1;
             report.written.push(parts.file(shard));
         }
+        (run.device, run.notes) = (computer.device(), computer.notes());
         match part {
             Part::Rest => parts.finish()?,
             Part::Number { .. } => report.missing = parts.missing()?.len(),

@@ -31,6 +31,8 @@ mod bench;
 mod commands;
 #[cfg(all(feature = "cli", feature = "verify"))]
 mod converting;
+#[cfg(all(feature = "cli", feature = "fold-cuda", feature = "verify", target_os = "linux", target_env = "gnu"))]
+mod cuda;
 #[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
 mod faults;
 #[cfg(all(feature = "cli", feature = "verify"))]

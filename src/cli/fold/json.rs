@@ -60,7 +60,8 @@ pub(super) fn report(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value
         "dropped": plan.dropped.iter().map(|d| json!({
             "name": d.name, "reason": d.reason, "folded": d.folded,
         })).collect::<Vec<_>>(),
-        "notes": plan.notes,
+        "notes": plan.notes.iter().chain(done.iter().flat_map(|done| &done.run.notes)).collect::<Vec<_>>(),
+        "device": done.map(|done| &done.run.device),
         "non_finite": done.map(|done| done.run.non_finite.clone()),
         "seconds": done.map(|done| done.elapsed.as_secs_f64()),
     })

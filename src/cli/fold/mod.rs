@@ -19,7 +19,7 @@ use serde_json::value::RawValue;
 use super::DONE;
 use super::printer::Printer;
 use super::progress::Bar;
-use super::running::RunArgs;
+use super::running::{RunArgs, device};
 use super::text::{bytes, printable, size};
 
 pub(in crate::cli) use show::models;
@@ -147,7 +147,12 @@ pub(in crate::cli) struct Args {
     #[command(flatten)]
     run: RunArgs,
 
-    /// Write provenance (hashes of the inputs, lambdas, options) to OUTPUT.json
+    /// Where the folded layers are computed: cpu, cuda, cuda:N, or auto for a GPU if there is one. Every bit of the output is the same;
+    /// what cannot be had there, the processor computes, and it is said so
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = "Running")]
+    device: String,
+
+    /// Write provenance (hashes of the inputs, lambdas, options, device) to OUTPUT.json
     #[arg(long)]
     report: bool,
 
@@ -298,6 +303,7 @@ fn request(args: &Args) -> Result<FoldRequest> {
     request.depth_mismatch = args.depth_mismatch.into();
     request.dtype = args.dtype;
     request.run = args.run.options(args.allow_non_finite);
+    request.run.device = device(&args.device)?;
     request.force = args.force;
     request.metadata = !args.no_metadata;
     request.sidecar = args.report;
@@ -349,6 +355,7 @@ pub(in crate::cli) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode
         Some(fold.run(&mut bar)?)
     };
     if let Some(done) = &done {
+        done.run.notes.iter().for_each(|note| printer.note(note));
         for name in &done.run.non_finite {
             printer.note(&format!("{name} holds NaN or infinity"));
         }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use comfy_table::Cell;
 use m2pt_surgery::tensor::shape_text;
 use m2pt_surgery::{
-    Architecture, DType, FoldReport, FoldedLayer, LayerKind, Norms, Parameter, Part, PartsReport, PlannedFold,
+    Architecture, DType, Device, FoldReport, FoldedLayer, LayerKind, Norms, Parameter, Part, PartsReport, PlannedFold,
     Replaced, Understood,
 };
 
@@ -223,13 +223,20 @@ fn report(fold: &PlannedFold<'_>, done: &FoldReport, printer: &mut Printer) -> R
     summary(fold, "folded", printer)?;
     let seconds = done.elapsed.as_secs_f64();
     printer.line(format!(
-        "Wrote {}: {} in {:.2} s ({}/s).",
+        "Wrote {}: {} in {:.2} s ({}/s{}).",
         output_text(fold),
         bytes(done.file_bytes),
         seconds,
         bytes((done.file_bytes as f64 / seconds.max(1e-9)) as u64),
+        device(done),
     ))?;
     Ok(())
+}
+
+/// What computed, unless it was the processor.
+fn device(done: &FoldReport) -> String {
+    let device = done.run.device.as_str();
+    if device == Device::Cpu.to_string() { String::new() } else { format!(", {device}") }
 }
 
 /// What became of shards that are written one by one.
@@ -240,10 +247,11 @@ fn in_parts(fold: &PlannedFold<'_>, done: &FoldReport, parts: &PartsReport, prin
     let seconds = done.elapsed.as_secs_f64();
     let there = if parts.found > 0 { format!("; {} there already", parts.found) } else { String::new() };
     printer.line(format!(
-        "{} of {} written: {} in {seconds:.2} s{there}.",
+        "{} of {} written: {} in {seconds:.2} s{}{there}.",
         parts.written.len(),
         counted(parts.of, "shard"),
         bytes(done.file_bytes),
+        device(done),
     ))?;
     let output = printable(&fold.request().output.display().to_string());
     match (fold.request().part, parts.missing) {

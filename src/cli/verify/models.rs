@@ -2,18 +2,21 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use m2pt_surgery::data::Preprocessing;
 use m2pt_surgery::model::{Branches, Config, Detected, Hints, Known, Load, Vit};
 use m2pt_surgery::verify::VerifyError;
-use m2pt_surgery::{AUX_WEIGHT, AuxRequest, Checkpoint, DType, FoldRequest, LambdaSpec, RootChoice, StateDict};
+use m2pt_surgery::{
+    AUX_WEIGHT, AuxRequest, Checkpoint, DType, Device as Wanted, FoldRequest, LambdaSpec, RootChoice, StateDict,
+};
 use serde_json::Value;
 
 use super::Args;
 use super::args::{FoldArgs, ImageArgs, ModelArgs};
 use crate::cli::fold;
 use crate::cli::printer::Printer;
+use crate::cli::running;
 use crate::cli::text::bytes;
 
 /// A checkpoint and what it was taken for.
@@ -189,15 +192,10 @@ pub(in crate::cli) fn device(name: &str) -> Result<(Device, String)> {
         let device = Device::new_cuda(number).with_context(|| format!("--device {name}"))?;
         Ok((device, format!("cuda:{number}")))
     };
-    match name {
-        "cpu" => Ok((Device::Cpu, name.to_owned())),
-        "cuda" => cuda(0),
-        "auto" if candle_core::utils::cuda_is_available() => cuda(0),
-        "auto" => Ok((Device::Cpu, "cpu".to_owned())),
-        _ => match name.strip_prefix("cuda:").map(str::parse) {
-            Some(Ok(number)) => cuda(number),
-            _ => Err(anyhow!("--device {name}: the devices are cpu, cuda, cuda:N, auto")),
-        },
+    match running::device(name)? {
+        Wanted::Cuda(number) => cuda(number),
+        Wanted::Auto if candle_core::utils::cuda_is_available() => cuda(0),
+        Wanted::Cpu | Wanted::Auto => Ok((Device::Cpu, "cpu".to_owned())),
     }
 }
 
