@@ -1,9 +1,9 @@
 """Steps of `learn` beside the same loop in PyTorch, by turns in one run: the table of docs/learning.md.
 
-    python benches/learn.py --binary target/release/m2pt-surgery [--models digits small base] [--batch 8] [--rounds 3]
+    python benches/learn.py --binary target/release/m2pt-surgery [--models digits tiny small half base] [--batch 8] [--rounds 3] [--recompute]
 
 A step is W + lambda W' in each linear layer, forward, cross-entropy, backward to the lambdas, AdamW; everything but the lambdas is frozen on
-both sides, and both use all cores. Seconds are medians of the rounds, of the steps alone: without start-up, reading and evaluation. Memory is the
+both sides, and both use all cores. `half` is `small` with half of its blocks. --recompute: with --checkpoint-activations here. Seconds are medians of the rounds, of the steps alone: without start-up, reading and evaluation. Memory is the
 highest resident memory of the process.
 """
 
@@ -19,6 +19,8 @@ from pathlib import Path
 
 MODELS = {
     "digits": {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 4, "num_classes": 10},
+    "tiny": {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3, "num_classes": 10},
+    "half": {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 6, "num_heads": 6, "num_classes": 10},
     "small": {"img_size": 224, "patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6, "num_classes": 10},
     "base": {"img_size": 224, "patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12, "num_classes": 10},
 }
@@ -75,13 +77,15 @@ def run(command):
     return text, usage.ru_maxrss / 1024
 
 
-def ours(binary, folder, options, batch):
+def ours(binary, folder, options, batch, more):
     config = folder / "config.json"
     config.write_text(json.dumps({"architecture": "vit", "model_args": options, "num_classes": 10, "pretrained_cfg": {
         "input_size": [3, options["img_size"], options["img_size"]], "mean": [0, 0, 0], "std": [1, 1, 1]}}))
     output = folder / "lambda.json"
     command = [binary, "learn", str(folder / "target.pth"), "--aux", str(folder / "aux.pth"), "--samples", str(folder / "samples.npz")]
     command += ["--heads", str(options["num_heads"]), "--epochs", "1", "--batch", str(batch), "-o", str(output), "--force", "--json"]
+    # Of the samples half are fitted; the others only take time.
+    command += ["--held-out", "0.25", "--stop-part", "0.34", *more]
     text, memory = run(command)
     report = json.loads(text)
     return report["seconds_of_steps"] / report["steps"], memory
@@ -93,20 +97,24 @@ def main():
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--recompute", action="store_true")
     arguments = parser.parse_args()
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores")
+    more = ["--checkpoint-activations"] if arguments.recompute else []
+    model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo", encoding="utf-8") if line.startswith("model name")]
+    print(f"{model[0] if model else platform.machine()}, {os.cpu_count()} cores")
     print("| model | batch | step here | step in PyTorch | ratio | memory here | PyTorch |\n| --- | --- | --- | --- | --- | --- | --- |")
     for name in arguments.models:
         options = MODELS[name]
         for batch in arguments.batch:
             with tempfile.TemporaryDirectory() as temporary:
                 folder = Path(temporary)
-                # Of the samples 56 % are fitted: four steps and more.
-                make = [sys.executable, "-c", MAKE, temporary, json.dumps(options), str(max(80, 8 * batch))]
+                # Two steps here, of which the buffers of the second are those of the first; many of the small model.
+                count = 4 * batch if name != "digits" else 64 * batch
+                make = [sys.executable, "-c", MAKE, temporary, json.dumps(options), str(max(40, count))]
                 subprocess.run(make, check=True)
                 rounds = []
                 for _ in range(arguments.rounds):
-                    here = ours(arguments.binary, folder, options, batch)
+                    here = ours(arguments.binary, folder, options, batch, more)
                     steps = 4 if name != "digits" else 40
                     text, _ = run([sys.executable, "-c", LOOP, temporary, json.dumps(options), str(batch), str(steps)])
                     rounds.append((here, json.loads(text)))

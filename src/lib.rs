@@ -126,7 +126,7 @@ pub use engine::{Device, Lost, Norms, Progress, RunOptions, RunReport};
 pub use error::{Error, NonFiniteOrigin, OutputProblem, Result};
 pub use fold::{
     AuxRequest, FoldInputs, FoldReport, FoldRequest, GraftReport, Joined, Part, PartsReport, PlannedFold, PlannedGraft,
-    Understood, join,
+    Replaced, Understood, join,
 };
 pub use naming::{
     AUX_WEIGHT, Architecture, Family, Flags, Layer, LayerId, LayerKind, Layers, MapProblem, Mapped, Mapping,
@@ -135,7 +135,8 @@ pub use naming::{
 pub use parallel::MAX_DEFAULT_THREADS;
 pub use plan::{
     BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, LambdaProblem, LambdaSpec,
-    Output, Parameter, Plan, Schedule, ShapeMismatch, Sharing, Source, Step, TensorRef, Term,
+    NotInTarget, Output, Parameter, Plan, ReplaceMismatch, Schedule, ShapeMismatch, Sharing, Source, Step, TensorRef,
+    Term,
 };
 pub use tensor::{ByteOrder, DType, TensorSpec, TensorView};
 pub use write::{Format, LayoutProblem, PartsProblem};

@@ -4,6 +4,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::compute::{Operation, OperationProblem};
@@ -424,6 +425,11 @@ impl<'c> Derived<'c> {
             Some((input, tensor)) => Placement { storage, ..self.inputs[input].placement(tensor) },
             None => Placement { storage, offset: 0, strides: &self.strides[index], contiguous: true },
         }
+    }
+
+    /// Where a tensor that is one of another state dict is from; `None` if it is made.
+    pub(super) fn origin(&self, index: usize) -> Option<(&Path, &str)> {
+        self.items[index].plain().map(|(input, tensor)| self.inputs[input].origin(tensor))
     }
 
     pub(super) fn inputs(&self) -> &[StateDict<'c>] {

@@ -1,6 +1,7 @@
 //! The tensors of one model in a checkpoint.
 
 use std::borrow::Cow;
+use std::path::Path;
 use std::sync::{Arc, PoisonError};
 
 use super::derive::Derived;
@@ -64,6 +65,13 @@ impl<'c> StateDict<'c> {
                 problem: TensorProblem::NotDense(other.kind.clone()),
             }),
         }
+    }
+
+    /// The file that the elements of the tensor with that index are in, and what it is called there. A tensor that is made of others
+    /// is called what it is here.
+    pub(crate) fn origin(&self, index: usize) -> (&Path, &str) {
+        let derived = self.derived.as_ref().and_then(|derived| derived.origin(index));
+        derived.unwrap_or_else(|| (self.checkpoint.path(), &self.specs[index].name))
     }
 
     /// Checks that the files that the tensors are in are still what they were when they were opened.

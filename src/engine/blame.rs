@@ -47,9 +47,10 @@ impl<'r> Shared<'r> {
     pub(super) fn non_finite(&self, index: usize, name: &str) -> Result<Error> {
         let step = &self.plan.steps[index];
         let tensor = name.to_owned();
-        let from = |input: usize, source: &str| {
-            let (path, tensor) = (self.inputs[input].checkpoint().path().to_owned(), tensor.clone());
-            Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Input { path, tensor: source.to_owned() } })
+        let from = |source: TensorRef| {
+            let (path, name) = self.inputs[source.input].origin(source.tensor);
+            let (path, tensor) = (path.to_owned(), tensor.clone());
+            Ok(Error::NonFinite { tensor, origin: NonFiniteOrigin::Input { path, tensor: name.to_owned() } })
         };
         let holds = |view: &TensorView<'_>| {
             let mut bad = false;
@@ -61,13 +62,15 @@ impl<'r> Shared<'r> {
             let output = self.plan.outputs.iter().find(|output| output.step == index && output.spec.name == name);
             let view = output.and_then(|o| data.reshaped(&o.spec.shape, &o.strides, o.offset).ok());
             if view.is_some_and(|view| holds(&view)) {
-                return from(source.input, name);
+                // All of a run are of one file, under the names that the input has them by.
+                let tensor = self.inputs[source.input].find(name).unwrap_or(source.tensor);
+                return from(TensorRef { tensor, ..source });
             }
         } else {
             let sources = std::iter::once(step.source.tensor()).chain(step.terms.iter().map(|t| t.source));
             for source in sources {
                 if holds(&self.read(source)?.view()) {
-                    return from(source.input, &self.inputs[source.input].specs()[source.tensor].name);
+                    return from(source);
                 }
             }
         }

@@ -95,7 +95,7 @@ impl FoldInputs {
         }
         let mut planned =
             PlannedGraft { inputs: self, target, aux, layers: folded.folded, dict, plan, files: Vec::new() };
-        let layout = planned.layout(&provenance::no_hashes(2, request.run.hash_inputs))?;
+        let layout = planned.layout(&provenance::no_hashes(self.checkpoints().len(), request.run.hash_inputs))?;
         planned.files = layout.files();
         planned.plan.notes.extend(layout.check()?);
         Ok(planned)

@@ -4,10 +4,12 @@ mod adapt;
 mod graft;
 mod parts;
 mod provenance;
+mod replace;
 mod request;
 
 pub use graft::{GraftReport, PlannedGraft};
 pub use parts::{Joined, Part, PartsReport, join};
+pub use replace::Replaced;
 pub use request::{AuxRequest, FoldRequest};
 
 use std::path::PathBuf;
@@ -30,6 +32,7 @@ pub struct FoldInputs {
     request: FoldRequest,
     target: Checkpoint,
     aux: Vec<Checkpoint>,
+    replacing: Option<Checkpoint>,
 }
 
 /// One model of a fold, as it was understood.
@@ -41,6 +44,8 @@ pub struct Understood<'c> {
     pub family: Option<Recognised>,
     /// Its linear layers.
     pub layers: Layers,
+    /// What took the place of some of its tensors: of a target, with [`FoldRequest::replace`].
+    pub replaced: Option<Replaced<'c>>,
 }
 
 impl<'c> Understood<'c> {
@@ -56,7 +61,7 @@ impl<'c> Understood<'c> {
             (None, None) => Layers::with_timm_names(tensors.specs(), Flags::TARGET),
         };
         let layers = layers.map_err(|problem| Error::Match { path: checkpoint.path().to_owned(), problem })?;
-        Ok(Understood { tensors, family, layers })
+        Ok(Understood { tensors, family, layers, replaced: None })
     }
 
     /// The same for an auxiliary, whose layers are put in the form that those of the target have: stacked or apart.
@@ -77,11 +82,11 @@ impl<'c> Understood<'c> {
                 Some(pattern) => Layers::find(tensors.specs(), pattern, Flags::AUX),
                 None => Layers::with_timm_names(tensors.specs(), Flags::AUX),
             };
-            return Ok(Understood { layers: layers.map_err(wrong)?, tensors, family });
+            return Ok(Understood { layers: layers.map_err(wrong)?, tensors, family, replaced: None });
         };
         let mapping = Layers::mapping(tensors.specs(), &found.family, Flags::AUX).map_err(wrong)?;
         let (tensors, layers) = adapt::to(tensors, &mapping, target, Flags::AUX)?;
-        Ok(Understood { tensors, family, layers })
+        Ok(Understood { tensors, family, layers, replaced: None })
     }
 
     /// The tensors, and the family that they are recognised as unless there is a pattern.
@@ -108,9 +113,9 @@ impl<'c> Understood<'c> {
 }
 
 impl FoldInputs {
-    /// The open files: the target, then the auxiliaries.
+    /// The open files: the target, then the auxiliaries, then the one whose tensors replace the target's.
     fn checkpoints(&self) -> Vec<&Checkpoint> {
-        std::iter::once(&self.target).chain(&self.aux).collect()
+        std::iter::once(&self.target).chain(&self.aux).chain(&self.replacing).collect()
     }
 
     /// What is worth knowing of the inputs before anything is planned, so that it can be said beside an error as well: the
@@ -118,7 +123,7 @@ impl FoldInputs {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         let lone = |input: &Checkpoint| Some(format!("{}: {}", input.path().display(), input.lone_shard()?));
-        std::iter::once(&self.target).chain(&self.aux).filter_map(lone).collect()
+        self.checkpoints().into_iter().filter_map(lone).collect()
     }
 
     /// Matches the layers, plans the fold, lays out the output, and checks that it can be put where it should go.
@@ -154,7 +159,11 @@ impl FoldInputs {
     /// Matches the layers and plans the fold, whatever its output is.
     pub(crate) fn matched(&self) -> Result<(Understood<'_>, Vec<Understood<'_>>, Plan)> {
         let request = &self.request;
-        let target = Understood::target(&self.target, &request.target_root, request.target_pattern.as_ref())?;
+        let mut target = Understood::target(&self.target, &request.target_root, request.target_pattern.as_ref())?;
+        let replaced = match &self.replacing {
+            Some(file) => target.replace(file, &request.replace_root, request.dtype)?,
+            None => Vec::new(),
+        };
         let aux = self
             .aux
             .iter()
@@ -177,7 +186,7 @@ impl FoldInputs {
         };
         let mut plan =
             plan::fold(&target.side(), &sides, &scales, &options).map_err(|problem| Error::Fold(Box::new(problem)))?;
-        plan.notes.splice(..0, self.notes());
+        plan.notes.splice(..0, self.notes().into_iter().chain(replaced));
         for (aux, asked) in aux.iter().zip(&request.aux).filter(|(aux, _)| aux.layers.learned() > 0) {
             plan.notes.push(format!(
                 "{} carries {} learned pathways of its own, which are not used: fold it first to take them along",
@@ -213,6 +222,9 @@ impl FoldInputs {
         if request.part.is_some() && request.sidecar {
             return unused("--report", "shards that are written one by one have none");
         }
+        if request.replace_root != RootChoice::Auto && request.replace.is_none() {
+            return unused("--replace-root", "there is no --replace");
+        }
         if request.aux_root != RootChoice::Auto && request.aux.is_empty() {
             return unused("--aux-root", no_aux);
         }
@@ -230,11 +242,8 @@ impl FoldInputs {
 fn learned_scales(target: &Understood<'_>) -> Result<Vec<Option<f64>>> {
     let read = |scale: usize| -> Result<f64> {
         let spec = &target.tensors.specs()[scale];
-        let wrong = |what: String| Error::Scale {
-            path: target.tensors.checkpoint().path().to_owned(),
-            tensor: spec.name.clone(),
-            what,
-        };
+        let (path, tensor) = target.tensors.origin(scale);
+        let wrong = |what: String| Error::Scale { path: path.to_owned(), tensor: tensor.to_owned(), what };
         if spec.numel() != 1 {
             return Err(wrong(format!("has the shape {:?}", spec.shape)));
         }
@@ -318,9 +327,9 @@ impl<'i> PlannedFold<'i> {
     /// Bytes that the run will report as progress: those of tensor data written, and those of inputs hashed.
     #[must_use]
     pub fn work_bytes(&self) -> u64 {
-        let inputs = std::iter::once(&self.inputs.target).chain(&self.inputs.aux);
         let hashes = self.part_bytes.is_some() || self.hashes_inputs();
-        let hashed: u64 = inputs.filter(|_| hashes).map(Checkpoint::file_bytes).sum();
+        let inputs = if hashes { self.inputs.checkpoints() } else { Vec::new() };
+        let hashed: u64 = inputs.into_iter().map(Checkpoint::file_bytes).sum();
         self.part_bytes.unwrap_or(self.plan.bytes()) + hashed
     }
 

@@ -17,7 +17,8 @@ impl PlannedFold<'_> {
         let mut metadata = vec![("format".to_owned(), "pt".to_owned())];
         let request = self.request();
         if request.metadata && request.format == Format::Safetensors {
-            let placeholder = || self.provenance(&provenance::no_hashes(1 + self.aux.len(), self.hashes_inputs()));
+            let placeholder =
+                || self.provenance(&provenance::no_hashes(self.inputs.checkpoints().len(), self.hashes_inputs()));
             let value = provenance.cloned().unwrap_or_else(placeholder);
             metadata.push((provenance::KEY.to_owned(), value.to_string()));
         }
@@ -84,7 +85,7 @@ pub(super) fn described(
     hashes: &[Value],
 ) -> Vec<Value> {
     let models = std::iter::once(target).chain(aux);
-    models
+    let mut inputs: Vec<Value> = models
         .zip(hashes)
         .enumerate()
         .map(|(number, (model, hash))| {
@@ -100,5 +101,10 @@ pub(super) fn described(
                 "pattern": pattern.as_ref().map(Selector::pattern),
             })
         })
-        .collect()
+        .collect();
+    if let Some((replaced, hash)) = target.replaced.as_ref().zip(hashes.get(inputs.len())) {
+        let root = replaced.tensors.root();
+        inputs.push(json!({"role": "replacement", "sha256": hash, "root": root, "tensors": replaced.names}));
+    }
+    inputs
 }

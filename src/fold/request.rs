@@ -42,10 +42,15 @@ pub struct FoldRequest {
     pub target: PathBuf,
     /// The auxiliaries, folded from left to right.
     pub aux: Vec<AuxRequest>,
+    /// A file whose tensors take the place of the target's of the same names, before anything is folded: a head or norms that were
+    /// trained with the lambdas. A linear layer among them is folded as if the target had it so.
+    pub replace: Option<PathBuf>,
     /// Which part of the target holds the model.
     pub target_root: RootChoice,
     /// Which part of every auxiliary holds the model.
     pub aux_root: RootChoice,
+    /// Which part of the file at [`FoldRequest::replace`] holds the tensors.
+    pub replace_root: RootChoice,
     /// Finds the target's layers, in place of its family's pattern.
     pub target_pattern: Option<Selector>,
     /// Finds every auxiliary's layers, in place of its family's pattern.
@@ -108,8 +113,10 @@ impl FoldRequest {
         FoldRequest {
             target: target.into(),
             aux: Vec::new(),
+            replace: None,
             target_root: RootChoice::Auto,
             aux_root: RootChoice::Auto,
+            replace_root: RootChoice::Auto,
             target_pattern: None,
             aux_pattern: None,
             lambda: None,
@@ -157,13 +164,14 @@ impl FoldRequest {
         name.into()
     }
 
-    /// Opens the target and the auxiliaries.
+    /// Opens the target, the auxiliaries, and the file whose tensors replace some of the target's.
     ///
     /// # Errors
     /// As [`Checkpoint::open`].
     pub fn open(self) -> Result<FoldInputs> {
         let target = Checkpoint::open(&self.target)?;
         let aux = self.aux.iter().map(|aux| Checkpoint::open(&aux.path)).collect::<Result<_>>()?;
-        Ok(FoldInputs { request: self, target, aux })
+        let replacing = self.replace.as_ref().map(Checkpoint::open).transpose()?;
+        Ok(FoldInputs { request: self, target, aux, replacing })
     }
 }

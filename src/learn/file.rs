@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::Result;
 use crate::write::{ScratchFile, check_target};
 
-/// A text file that is published whole or not at all.
+/// A file, of text mostly, that is published whole or not at all.
 #[derive(Debug)]
 pub struct TextFile {
     file: ScratchFile,
@@ -34,6 +34,14 @@ impl TextFile {
     /// [`crate::Error::Io`].
     pub fn write(&mut self, text: &str) -> Result<()> {
         self.file.write(text.as_bytes())
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Errors
+    /// [`crate::Error::Io`].
+    pub fn write_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write(bytes)
     }
 
     /// Gives the file its name.

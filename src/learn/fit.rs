@@ -115,11 +115,11 @@ pub struct Epoch {
 #[serde(deny_unknown_fields)]
 pub struct State {
     epoch: usize,
-    lambdas: Vec<f64>,
+    values: Vec<f64>,
     optimizer: Optimizer,
     best: usize,
     best_loss: f64,
-    best_lambdas: Vec<f64>,
+    best_values: Vec<f64>,
     losses: Vec<f64>,
 }
 
@@ -130,23 +130,23 @@ impl State {
         self.epoch
     }
 
-    fn check(&self, lambdas: usize, epochs: usize) -> Result<(), LearnError> {
+    fn check(&self, numbers: usize, epochs: usize) -> Result<(), LearnError> {
         let wrong = |what: &str| Err(LearnError::State { what: what.to_owned() });
-        if [self.lambdas.len(), self.best_lambdas.len(), self.optimizer.parameters()] != [lambdas; 3] {
-            return wrong("it has another number of lambdas");
+        if [self.values.len(), self.best_values.len(), self.optimizer.parameters()] != [numbers; 3] {
+            return wrong("other numbers are learned");
         }
         if self.epoch > epochs || self.best > self.epoch {
             return wrong("it is past the last epoch");
         }
-        if !self.lambdas.iter().chain(&self.best_lambdas).all(|lambda| lambda.is_finite()) {
-            return wrong("a lambda is not finite");
+        if !self.values.iter().chain(&self.best_values).all(|value| value.is_finite()) {
+            return wrong("a number is not finite");
         }
         Ok(())
     }
 
     fn fitted(&self, ended: Ended, seconds: f64) -> Fitted {
-        let lambdas = self.best_lambdas.iter().map(|&lambda| lambda as f32).collect();
-        Fitted { lambdas, best: self.best, ended, losses: self.losses.clone(), seconds }
+        let values = self.best_values.iter().map(|&value| value as f32).collect();
+        Fitted { values, best: self.best, ended, losses: self.losses.clone(), seconds }
     }
 }
 
@@ -166,8 +166,8 @@ pub enum Ended {
 /// What came of fitting.
 #[derive(Clone, Debug)]
 pub struct Fitted {
-    /// The lambdas with the smallest loss on the samples that choose the epoch.
-    pub lambdas: Vec<f32>,
+    /// What is learned, with the smallest loss on the samples that choose the epoch: the lambdas, then the parameters of the target.
+    pub values: Vec<f32>,
     /// The epoch that they are from.
     pub best: usize,
     /// Why it ended.
@@ -213,7 +213,7 @@ impl Learner<'_, '_> {
         let rounded = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
         let mut state = match from {
             Some(state) => {
-                state.check(self.lambdas(), options.epochs)?;
+                state.check(self.numbers(), options.epochs)?;
                 progress.advance((state.epoch * fit.len()) as u64);
                 state
             }
@@ -242,25 +242,28 @@ impl Learner<'_, '_> {
                 }
                 let begin = Instant::now();
                 let batch = fit.augmented(part, options.augment, seed(number));
-                let slope = model.slope(&rounded(&next.lambdas), &batch, options.objective)?;
+                let slope = model.slope(&rounded(&next.values), &batch, options.objective)?;
                 let mut gradients = slope.gradients;
-                let moved = gradients.iter_mut().zip(&next.lambdas).filter(|(_, value)| **value != 0.0);
+                let moved =
+                    gradients.iter_mut().zip(&next.values[..self.lambdas()]).filter(|(_, value)| **value != 0.0);
                 moved.for_each(|(gradient, value)| *gradient += options.l1 * value.signum());
                 if !slope.loss.is_finite() || gradients.iter().any(|gradient| !gradient.is_finite()) {
                     return Ok(state.fitted(Ended::NotFinite(next.losses.len() + 1), seconds));
                 }
                 clip(&mut gradients, options.clip);
                 lr = cosine(options.lr, next.losses.len(), steps);
-                next.optimizer.step(&mut next.lambdas, &gradients, lr);
+                next.optimizer.step(&mut next.values, &gradients, lr);
                 let bounded = |value: f64| f64::from(value.clamp(-options.max_abs, options.max_abs) as f32);
-                next.lambdas.iter_mut().for_each(|value| *value = bounded(*value));
+                let (lambdas, others) = next.values.split_at_mut(self.lambdas());
+                lambdas.iter_mut().for_each(|value| *value = bounded(*value));
+                others.iter_mut().for_each(|value| *value = f64::from(*value as f32));
                 next.losses.push(slope.loss);
                 loss += slope.loss * part.len() as f64;
                 right += slope.right;
                 seconds += begin.elapsed().as_secs_f64();
                 progress.advance(part.len() as u64);
             }
-            let evaluated = match self.evaluate(&rounded(&next.lambdas), stop, options.objective, progress) {
+            let evaluated = match self.evaluate(&rounded(&next.values), stop, options.objective, progress) {
                 Err(LearnError::Verify(VerifyError::File(error))) if matches!(*error, Error::Cancelled) => {
                     return Ok(state.fitted(Ended::Cancelled, seconds));
                 }
@@ -271,7 +274,7 @@ impl Learner<'_, '_> {
             }
             next.epoch = number;
             if evaluated.loss() < next.best_loss {
-                (next.best, next.best_loss, next.best_lambdas) = (number, evaluated.loss(), next.lambdas.clone());
+                (next.best, next.best_loss, next.best_values) = (number, evaluated.loss(), next.values.clone());
             }
             state = next;
             let epoch = Epoch {
@@ -282,7 +285,7 @@ impl Learner<'_, '_> {
                 fit_accuracy: Some(right as f64 / fit.len() as f64),
                 stop_loss: evaluated.loss(),
                 stop_accuracy: evaluated.accuracy(stop.labels()),
-                lambdas: state.lambdas.clone(),
+                lambdas: state.values[..self.lambdas()].to_vec(),
             };
             each(&epoch, &state)?;
         }
@@ -297,19 +300,20 @@ impl Learner<'_, '_> {
         progress: &dyn Progress,
         each: &mut Heard<'_>,
     ) -> Result<State, LearnError> {
-        let evaluated = self.evaluate(&vec![options.init; self.lambdas()], stop, options.objective, progress)?;
+        let start = self.start(options.init);
+        let evaluated = self.evaluate(&start, stop, options.objective, progress)?;
         if !evaluated.loss().is_finite() {
             return Err(LearnError::NotFinite);
         }
-        let lambdas = vec![f64::from(options.init); self.lambdas()];
+        let values: Vec<f64> = start.into_iter().map(f64::from).collect();
         let state = State {
             epoch: 0,
-            optimizer: Optimizer::new(options.method, lambdas.len(), options.weight_decay),
+            optimizer: Optimizer::new(options.method, values.len(), options.weight_decay).decaying(self.decaying()),
             best: 0,
             best_loss: evaluated.loss(),
-            best_lambdas: lambdas.clone(),
+            best_values: values.clone(),
             losses: Vec::new(),
-            lambdas,
+            values,
         };
         let epoch = Epoch {
             epoch: 0,
@@ -319,7 +323,7 @@ impl Learner<'_, '_> {
             fit_accuracy: None,
             stop_loss: evaluated.loss(),
             stop_accuracy: evaluated.accuracy(stop.labels()),
-            lambdas: state.lambdas.clone(),
+            lambdas: state.values[..self.lambdas()].to_vec(),
         };
         each(&epoch, &state)?;
         Ok(state)
@@ -338,7 +342,7 @@ impl Learner<'_, '_> {
     ) -> Result<f32, LearnError> {
         options.check()?;
         let mut loss = |lambda: f64| -> Result<f64, LearnError> {
-            let values = vec![lambda as f32; self.lambdas()];
+            let values = self.start(lambda as f32);
             let loss = self.evaluate(&values, samples, options.objective, progress)?.loss();
             progress.advance(1);
             Ok(if loss.is_finite() { loss } else { f64::INFINITY })

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 
+use super::trained::{Train, Trained};
 use super::{LearnError, Objective, Samples};
 use crate::engine::Progress;
 use crate::error::Error;
-use crate::model::{Branches, Config, Kernels, Load, Vit};
+use crate::model::{Branches, Config, Load, Training, Variable, Vit};
 use crate::naming::LayerId;
 use crate::plan::Parameter;
 use crate::verify::{Logits, Pair, Pathway};
@@ -26,13 +27,19 @@ pub enum Share {
     All,
 }
 
-/// The layers of a target that have an auxiliary weight, and the lambdas that they share.
+/// The layers of a target that have an auxiliary weight, and what is learned: the lambdas that they share, and parameters of the
+/// target's own ([`Learner::train`]).
+///
+/// `values` of what is learned are the lambdas, and behind them the numbers of these parameters, one after the other.
 #[derive(Debug)]
 pub struct Learner<'p, 'i> {
     pathway: &'p Pathway<'i>,
     config: &'p Config,
     layers: Vec<Learned>,
     lambdas: usize,
+    trained: Vec<Trained>,
+    device: Device,
+    again: bool,
 }
 
 /// A weight or bias of the target, one of an auxiliary, and the lambda between them.
@@ -104,7 +111,31 @@ impl<'p, 'i> Learner<'p, 'i> {
                 layers.push(Learned { name: name.to_owned(), id, parameter, aux, tensor, group });
             }
         }
-        Ok(Learner { pathway, config, layers, lambdas: groups.len() })
+        let (trained, device) = (Vec::new(), Device::Cpu);
+        Ok(Learner { pathway, config, layers, lambdas: groups.len(), trained, device, again: false })
+    }
+
+    /// Parameters of the target are learned, too.
+    ///
+    /// # Errors
+    /// [`LearnError`]: there are none such, or they cannot be read.
+    pub fn train(mut self, what: Train) -> Result<Self, LearnError> {
+        self.trained = Trained::of(&self.pathway.target.tensors, self.config, what, self.lambdas)?;
+        Ok(self)
+    }
+
+    /// Where it runs; on the CPU, if nothing is said.
+    #[must_use]
+    pub fn on(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Whether blocks are run again on the way back, in place of keeping what they computed: a third more work, less memory.
+    #[must_use]
+    pub fn again(mut self, again: bool) -> Self {
+        self.again = again;
+        self
     }
 
     /// The model that is run.
@@ -119,6 +150,35 @@ impl<'p, 'i> Learner<'p, 'i> {
         self.lambdas
     }
 
+    /// The parameters of the target that are learned.
+    #[must_use]
+    pub fn trained(&self) -> &[Trained] {
+        &self.trained
+    }
+
+    /// How many numbers are learned.
+    #[must_use]
+    pub fn numbers(&self) -> usize {
+        self.trained.last().map_or(self.lambdas, |last| last.range().end)
+    }
+
+    /// How many of them, from the first, weight decay is for: not biases and normalisations.
+    #[must_use]
+    pub(super) fn decaying(&self) -> usize {
+        self.trained
+            .iter()
+            .filter(|trained| trained.decays())
+            .map(|trained| trained.range().end)
+            .fold(self.lambdas, usize::max)
+    }
+
+    /// The values with that lambda everywhere, and the target's own parameters.
+    #[must_use]
+    pub fn start(&self, lambda: f32) -> Vec<f32> {
+        let own = self.trained.iter().flat_map(|trained| trained.start());
+        std::iter::repeat_n(lambda, self.lambdas).chain(own.copied()).collect()
+    }
+
     /// How many layers, counted for each auxiliary that they have.
     #[must_use]
     pub fn layers(&self) -> usize {
@@ -131,21 +191,30 @@ impl<'p, 'i> Learner<'p, 'i> {
         self.pathway.aux.len()
     }
 
-    /// The lambda of each layer with the auxiliary of that number, from 0, by the layer's module name as `fold` reads it.
+    /// The lambda of each layer with the auxiliary of that number, from 0, by the layer's module name as `fold` reads it; `values` are
+    /// all that is learned, or the lambdas alone.
     pub fn entries<'a>(&'a self, aux: usize, values: &'a [f32]) -> impl Iterator<Item = (&'a str, LayerId, f32)> {
         let layers = self.layers.iter().filter(move |layer| layer.aux == aux && layer.parameter == Parameter::Weight);
         layers.map(|layer| (layer.name.strip_suffix(".weight").unwrap_or(&layer.name), layer.id, values[layer.group]))
     }
 
-    /// Bytes that fitting takes, beyond the samples, about: the weights for gradients and for evaluation, each auxiliary's, the
-    /// folded ones, and what a batch leaves behind for the backward pass.
+    /// Bytes that fitting takes, beyond the samples, about: the folded weights, those for evaluation, and what a batch leaves behind for
+    /// the backward pass. Weights of float32 stay in the maps of their files.
     #[must_use]
     pub fn bytes(&self, batch: usize) -> u64 {
         let Config { width, hidden, depth, heads, .. } = *self.config;
         let weights: u64 = self.pathway.target.tensors.specs().iter().map(|spec| spec.numel() as u64 * 4).sum();
         let tokens = self.config.patches() + self.config.prefix();
-        let kept = tokens * (16 * width + 3 * hidden) + 3 * heads * tokens * tokens;
-        weights * (3 + self.pathway.aux.len() as u64) + (batch * depth * kept * 4) as u64
+        // Of a block: its input, qkv, what attention mixed, between attention and MLP, and inside of the MLP.
+        let block = tokens * (6 * width + hidden);
+        let passing = tokens * (4 * width + 2 * hidden);
+        let kept = if self.again { depth * tokens * width + block } else { depth * block };
+        // On a GPU nothing is in a map, and candle keeps what every operation leaves.
+        let (kept, copies) = match self.device.is_cpu() {
+            true => (kept, 2),
+            false => (3 * kept + depth * 3 * heads * tokens * tokens, 3 + self.pathway.aux.len() as u64),
+        };
+        weights * copies + (batch * (kept + passing) * 4) as u64
     }
 
     fn path(&self) -> &std::path::Path {
@@ -169,7 +238,10 @@ impl<'p, 'i> Learner<'p, 'i> {
             let aux = &self.pathway.aux[layer.aux].tensors;
             branches.add(layer.name.clone(), aux, layer.tensor, f64::from(values[layer.group]));
         }
-        let load = Load { branches, fold: true, ..Load::new(&Device::Cpu) };
+        for trained in &self.trained {
+            branches.replace(trained.name(), values[trained.range()].to_vec());
+        }
+        let load = Load { branches, fold: true, ..Load::new(&self.device) };
         let wrong = |source| LearnError::model(self.path(), source);
         let vit = Vit::load(self.config, &self.pathway.target.tensors, &load).map_err(wrong)?;
         let [channels, height, width] = samples.shape;
@@ -180,7 +252,7 @@ impl<'p, 'i> Learner<'p, 'i> {
                 return Err(Error::Cancelled.into());
             }
             let run = || {
-                let images = Tensor::from_slice(part, (part.len() / size, channels, height, width), &Device::Cpu)?;
+                let images = Tensor::from_slice(part, (part.len() / size, channels, height, width), &self.device)?;
                 let logits = vit.forward(&images)?;
                 Ok((logits.dim(1)?, logits.flatten_all()?.to_vec1::<f32>()?))
             };
@@ -193,75 +265,83 @@ impl<'p, 'i> Learner<'p, 'i> {
         Ok(Evaluation { logits, losses })
     }
 
-    /// The model with lambdas that gradients reach.
+    /// The model with what is learned, for gradients.
     ///
     /// # Errors
     /// [`LearnError`]: the model cannot be built.
     pub fn differentiable(&self) -> Result<Differentiable<'i>, LearnError> {
         let wrong = |source| LearnError::model(self.path(), source);
-        let zero = || Var::from_tensor(&Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu)?);
-        let variables = (0..self.lambdas).map(|_| zero()).collect::<candle_core::Result<Vec<_>>>();
-        let variables = variables.map_err(|error| wrong(error.into()))?;
+        let variable = |first: usize, shape: &[usize]| {
+            Variable::new(first, shape, &self.device).map_err(|error| wrong(error.into()))
+        };
+        let lambdas = (0..self.lambdas).map(|first| variable(first, &[1])).collect::<Result<Vec<_>, _>>()?;
         let mut branches = Branches::default();
         for layer in &self.layers {
             let aux = &self.pathway.aux[layer.aux].tensors;
-            branches.learn(layer.name.clone(), aux, layer.tensor, variables[layer.group].as_tensor());
+            branches.learn(layer.name.clone(), aux, layer.tensor, &lambdas[layer.group]);
         }
-        let load = Load { branches, kernels: Kernels::Candle, ..Load::new(&Device::Cpu) };
+        let mut variables = lambdas;
+        for trained in &self.trained {
+            let own = variable(trained.range().start, trained.shape())?;
+            branches.train(trained.name(), &own);
+            variables.push(own);
+        }
+        let load = Load { branches, ..Load::new(&self.device) };
         let vit = Vit::load(self.config, &self.pathway.target.tensors, &load).map_err(wrong)?;
-        Ok(Differentiable { vit, variables, path: self.path().to_owned() })
+        let training = Training::new(variables, self.again);
+        Ok(Differentiable { vit, training, device: self.device.clone(), path: self.path().to_owned() })
     }
 }
 
-/// A model with lambdas that gradients reach.
+/// A model with what is learned of it.
 #[derive(Debug)]
 pub struct Differentiable<'c> {
     vit: Vit<'c>,
-    variables: Vec<Var>,
+    training: Training,
+    device: Device,
     path: std::path::PathBuf,
 }
 
-/// What a batch says of the lambdas.
+/// What a batch says of what is learned.
 #[derive(Clone, Debug)]
 pub struct Slope {
     /// The mean loss.
     pub loss: f64,
-    /// Its gradient with respect to each lambda.
+    /// Its gradient with respect to each value.
     pub gradients: Vec<f64>,
     /// How many of the predictions are right.
     pub right: usize,
 }
 
 impl Differentiable<'_> {
+    /// The same, with all gradients through candle's own operations: slow on the CPU, and a second opinion.
+    #[must_use]
+    pub fn composed(self) -> Self {
+        Differentiable { training: self.training.composed(), ..self }
+    }
+
     /// The mean loss of these samples, and its gradient.
     ///
     /// # Errors
     /// [`LearnError`]: the samples do not fit the model.
     pub fn slope(&self, values: &[f32], batch: &Samples, objective: Objective) -> Result<Slope, LearnError> {
-        let compute = || {
-            for (variable, &value) in self.variables.iter().zip(values) {
-                variable.set(&Tensor::new(&[value], &Device::Cpu)?)?;
-            }
-            let [channels, height, width] = batch.shape;
-            let images = Tensor::from_slice(&batch.data, (batch.len(), channels, height, width), &Device::Cpu)?;
-            let logits = self.vit.forward(&images)?;
-            let rows = logits.to_vec2::<f32>()?;
-            let count = batch.len() as f64;
-            let (mut loss, mut right, mut slopes) = (0.0, 0, Vec::with_capacity(rows.len()));
-            for (row, label) in rows.iter().zip(&batch.labels) {
-                loss += objective.loss(row, *label) / count;
-                right += usize::from(label.is_some() && crate::verify::statistics::prediction(row) == *label);
-                slopes.extend(objective.gradient(row, *label).iter().map(|slope| (slope / count) as f32));
-            }
-            // A sum whose gradient with respect to the logits is that of the loss, which is computed in float64.
-            let slopes = Tensor::from_vec(slopes, logits.shape(), &Device::Cpu)?;
-            let gradients = (logits * slopes)?.sum_all()?.backward()?;
-            let gradients = self.variables.iter().map(|variable| match gradients.get(variable.as_tensor()) {
-                Some(gradient) => Ok(f64::from(gradient.squeeze(0)?.to_scalar::<f32>()?)),
-                None => Ok(0.0),
-            });
-            Ok(Slope { loss, gradients: gradients.collect::<candle_core::Result<_>>()?, right })
+        let [channels, height, width] = batch.shape;
+        let classes = self.vit.config().classes.unwrap_or_default().max(1);
+        let count = batch.len() as f64;
+        // The loss is computed in float64.
+        let slopes = |first: usize, logits: &[f32]| {
+            let rows = logits.chunks(classes).zip(&batch.labels[first..]);
+            let gradients = rows.flat_map(|(row, label)| objective.gradient(row, *label));
+            gradients.map(|slope| (slope / count) as f32).collect()
         };
-        compute().map_err(|error: candle_core::Error| LearnError::model(&self.path, error))
+        let images = Tensor::from_slice(&batch.data, (batch.len(), channels, height, width), &self.device);
+        let run = images.and_then(|images| self.vit.gradients(&self.training, values, &images, &slopes));
+        let run = run.map_err(|error| LearnError::model(&self.path, error))?;
+        let (mut loss, mut right) = (0.0, 0);
+        for (row, label) in run.logits.chunks(classes).zip(&batch.labels) {
+            loss += objective.loss(row, *label) / count;
+            right += usize::from(label.is_some() && crate::verify::statistics::prediction(row) == *label);
+        }
+        Ok(Slope { loss, gradients: run.gradients, right })
     }
 }

@@ -12,6 +12,7 @@ mod learner;
 mod objective;
 mod optimizer;
 mod samples;
+mod trained;
 
 use std::path::PathBuf;
 
@@ -22,6 +23,7 @@ pub use learner::{Differentiable, Evaluation, Learner, Share, Slope};
 pub use objective::Objective;
 pub use optimizer::{Method, Optimizer, clip, cosine};
 pub use samples::{Samples, split};
+pub use trained::{Train, Trained, safetensors};
 
 use crate::data::SampleError;
 use crate::model::ModelError;

@@ -20,6 +20,8 @@ pub enum Method {
 pub struct Optimizer {
     method: Method,
     weight_decay: f64,
+    /// How many parameters, from the first, it is for.
+    decaying: usize,
     steps: i32,
     /// The mean of gradients; the last step, for SGD.
     first: Vec<f64>,
@@ -34,7 +36,21 @@ impl Optimizer {
     /// For that many parameters.
     #[must_use]
     pub fn new(method: Method, parameters: usize, weight_decay: f64) -> Optimizer {
-        Optimizer { method, weight_decay, steps: 0, first: vec![0.0; parameters], second: vec![0.0; parameters] }
+        Optimizer {
+            method,
+            weight_decay,
+            decaying: parameters,
+            steps: 0,
+            first: vec![0.0; parameters],
+            second: vec![0.0; parameters],
+        }
+    }
+
+    /// Weight decay is for so many parameters, from the first.
+    #[must_use]
+    pub fn decaying(mut self, parameters: usize) -> Optimizer {
+        self.decaying = parameters;
+        self
     }
 
     /// For how many parameters it is.
@@ -47,16 +63,18 @@ impl Optimizer {
         self.steps += 1;
         let corrected = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
         let moments = self.first.iter_mut().zip(&mut self.second);
-        for ((value, gradient), (first, second)) in values.iter_mut().zip(gradients).zip(moments) {
+        for (number, ((value, gradient), (first, second))) in values.iter_mut().zip(gradients).zip(moments).enumerate()
+        {
+            let weight_decay = if number < self.decaying { self.weight_decay } else { 0.0 };
             match self.method {
                 Method::AdamW => {
-                    *value *= 1.0 - lr * self.weight_decay;
+                    *value *= 1.0 - lr * weight_decay;
                     *first += (gradient - *first) * (1.0 - BETAS.0);
                     *second = *second * BETAS.1 + (1.0 - BETAS.1) * gradient * gradient;
                     *value -= lr / corrected.0 * *first / (second.sqrt() / corrected.1.sqrt() + EPSILON);
                 }
                 Method::Sgd { momentum } => {
-                    let gradient = gradient + self.weight_decay * *value;
+                    let gradient = gradient + weight_decay * *value;
                     *first = if self.steps == 1 { gradient } else { momentum * *first + gradient };
                     *value -= lr * *first;
                 }

@@ -35,6 +35,21 @@ pub(super) struct Sequential<'c> {
     post: bool,
 }
 
+/// What is in the commonest kind of block.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plain<'b, 'c> {
+    pub(super) norm1: &'b Norm<'c>,
+    pub(super) qkv: &'b Linear<'c>,
+    pub(super) heads: usize,
+    pub(super) proj: &'b Linear<'c>,
+    pub(super) ls1: Option<&'b Param<'c>>,
+    pub(super) norm2: &'b Norm<'c>,
+    pub(super) fc1: &'b Linear<'c>,
+    pub(super) activation: Activation,
+    pub(super) fc2: &'b Linear<'c>,
+    pub(super) ls2: Option<&'b Param<'c>>,
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Parallel<'c> {
     in_norm: Norm<'c>,
@@ -86,6 +101,16 @@ impl<'c> Block<'c> {
                 Ok(Block::Things { attns, ffns })
             }
         }
+    }
+
+    /// Its parts, if they are those of the commonest kind of block: timm's `Block` with nothing that is optional in it but
+    /// scales of its layers.
+    pub(super) fn plain(&self) -> Option<Plain<'_, 'c>> {
+        let Block::Sequential(block) = self else { return None };
+        let Sequential { norm1, attn, ls1, norm2, mlp, ls2, post: false } = &**block else { return None };
+        let ((qkv, proj, heads), (fc1, activation, fc2)) = (attn.plain()?, mlp.plain()?);
+        let (ls1, ls2) = (ls1.as_ref(), ls2.as_ref());
+        Some(Plain { norm1, qkv, heads, proj, ls1, norm2, fc1, activation, fc2, ls2 })
     }
 
     /// Takes `x`, of which there may be no other copy that is still needed.
@@ -164,7 +189,7 @@ impl<'c> Parallel<'c> {
         let part = |n: usize| y.narrow(D::Minus1, self.hidden + n * self.width, self.width);
         let mixed = self.mixing.forward(&part(0)?, &part(1)?, &part(2)?, ops)?;
         if let Some(bias) = &self.mlp_bias {
-            inner = ops.rounded(inner.broadcast_add(&ops.tensor(bias)?)?)?;
+            inner = ops.rounded(inner.broadcast_add(&bias.tensor()?)?)?;
         }
         let inner = ops.activation(&inner, self.activation)?;
         let y = match &self.mlp_out {

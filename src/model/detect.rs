@@ -132,6 +132,12 @@ fn recognise(seen: Config, hints: &Hints) -> Detected {
         .or_else(|| candidates.iter().find(fits))
         .or_else(|| candidates.first());
     let mut guesses = Vec::new();
+    if seen.positions == Positions::None && named.is_none() {
+        guesses.push(
+            "no positions among the weights: taken as a model that has none; if it should have them, give --arch"
+                .to_owned(),
+        );
+    }
     let Some(best) = best else {
         let mut config = seen;
         if hints.heads.is_none() {

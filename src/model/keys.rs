@@ -3,9 +3,10 @@
 use candle_core::{Device, Tensor};
 
 use super::kernels::{Kernels, Ops};
+use super::variable::Variable;
 use super::{ModelError, Precision};
 use crate::checkpoint::{StateDict, TensorData};
-use crate::naming::{AUX_WEIGHT, SCALE};
+use crate::naming::{AUX_WEIGHT, SCALE, nearest};
 use crate::tensor::{DType, decode_f64};
 
 /// Names that a message lists, and no more.
@@ -28,6 +29,8 @@ enum Values<'c> {
     Owned(Vec<f32>),
     /// For candle.
     Tensor(Tensor),
+    /// It is learned.
+    Learned(Variable),
 }
 
 impl Param<'_> {
@@ -43,16 +46,24 @@ impl Param<'_> {
                 bytes.ok_or_else(|| candle_core::Error::msg("a parameter is not where it was"))
             }
             Values::Owned(values) => Ok(values),
-            Values::Unread | Values::Tensor(_) => Err(candle_core::Error::msg("a parameter is with candle")),
+            Values::Unread | Values::Tensor(_) | Values::Learned(_) => {
+                Err(candle_core::Error::msg("a parameter is with candle"))
+            }
         }
     }
 
-    /// The tensor, for candle.
-    pub(super) fn tensor(&self) -> candle_core::Result<&Tensor> {
+    /// The tensor, for candle: a copy of what is in a file's map.
+    pub(super) fn tensor(&self) -> candle_core::Result<Tensor> {
         match &self.values {
-            Values::Tensor(tensor) => Ok(tensor),
-            _ => Err(candle_core::Error::msg("a parameter is not with candle")),
+            Values::Tensor(tensor) => Ok(tensor.clone()),
+            Values::Learned(variable) => Ok(variable.tensor().clone()),
+            _ => Tensor::from_slice(self.slice()?, self.shape.as_slice(), &Device::Cpu),
         }
+    }
+
+    /// What is learned, if it is.
+    pub(super) fn learned(&self) -> Option<&Variable> {
+        if let Values::Learned(variable) = &self.values { Some(variable) } else { None }
     }
 }
 
@@ -60,27 +71,61 @@ impl Param<'_> {
 #[derive(Clone, Debug)]
 pub(super) enum Scale {
     Fixed(f32),
-    /// A tensor of the shape `[1]`.
-    Learned(Tensor),
+    /// One number.
+    Learned(Variable),
 }
 
 impl Scale {
     pub(super) fn value(&self) -> candle_core::Result<f32> {
         match self {
             Scale::Fixed(value) => Ok(*value),
-            Scale::Learned(tensor) => tensor.squeeze(0)?.to_scalar(),
+            Scale::Learned(variable) => variable.tensor().squeeze(0)?.to_scalar(),
         }
+    }
+
+    /// What is learned, if it is.
+    pub(super) fn learned(&self) -> Option<&Variable> {
+        if let Scale::Learned(variable) = self { Some(variable) } else { None }
     }
 }
 
 /// Parameters of branches, each with its lambda.
 pub(super) type Terms<'c> = Vec<(Param<'c>, Scale)>;
 
-/// Weights that work beside those of the model: `lambda * weight` for linear layers, and `lambda * bias`.
+/// Weights that work beside those of the model, `lambda * weight` for linear layers and `lambda * bias`, or in their place.
 #[derive(Clone, Debug, Default)]
 pub struct Branches<'s, 'c> {
     /// The name of the model's weight, the auxiliary state dict, the index of the weight in it, and lambda.
     terms: Vec<(String, &'s StateDict<'c>, usize, Scale)>,
+    /// The name of the model's parameter, and what is there instead.
+    instead: Vec<(String, Instead)>,
+}
+
+#[derive(Clone, Debug)]
+enum Instead {
+    Values(Vec<f32>),
+    Learned(Variable),
+}
+
+impl Instead {
+    fn param<'c>(&self, name: &str, shape: &[usize], holding: &Holding) -> Result<Param<'c>, ModelError> {
+        let wrong = || Err(ModelError::Branch(format!("what is there instead of {name:?} is not {shape:?}")));
+        let values = match self {
+            Instead::Learned(variable) if variable.tensor().dims() != shape => return wrong(),
+            Instead::Learned(variable) => Values::Learned(variable.clone()),
+            Instead::Values(values) if values.len() != shape.iter().product::<usize>() => return wrong(),
+            Instead::Values(values) if holding.ops.kernels == Kernels::Candle => {
+                let tensor = Tensor::from_slice(values, shape, &holding.device)?;
+                Values::Tensor(tensor.to_dtype(holding.ops.precision.dtype())?)
+            }
+            Instead::Values(values) => {
+                let mut values = values.clone();
+                holding.ops.precision.round(&mut values);
+                Values::Owned(values)
+            }
+        };
+        Ok(Param { shape: shape.to_vec(), values })
+    }
 }
 
 impl<'s, 'c> Branches<'s, 'c> {
@@ -90,16 +135,26 @@ impl<'s, 'c> Branches<'s, 'c> {
         self.terms.push((weight.into(), aux, index, Scale::Fixed(lambda as f32)));
     }
 
-    /// The same with a lambda that is learned, of the shape `[1]` and float32: gradients of what the model computes reach it. The
-    /// model has to be loaded on the CPU, in float32, with candle's kernels and unfolded.
-    pub fn learn(&mut self, weight: impl Into<String>, aux: &'s StateDict<'c>, index: usize, lambda: &Tensor) {
+    /// The same with a lambda that is learned, one number. The model has to be loaded in float32 and unfolded, and is run by
+    /// [`Vit::gradients`](super::Vit::gradients) only.
+    pub fn learn(&mut self, weight: impl Into<String>, aux: &'s StateDict<'c>, index: usize, lambda: &Variable) {
         self.terms.push((weight.into(), aux, index, Scale::Learned(lambda.clone())));
+    }
+
+    /// The model's own `parameter`, of a norm or a head, is learned; otherwise as [`Branches::learn`].
+    pub fn train(&mut self, parameter: impl Into<String>, variable: &Variable) {
+        self.instead.push((parameter.into(), Instead::Learned(variable.clone())));
+    }
+
+    /// The model's own `parameter` has these values, row-major, instead of those of the checkpoint.
+    pub fn replace(&mut self, parameter: impl Into<String>, values: Vec<f32>) {
+        self.instead.push((parameter.into(), Instead::Values(values)));
     }
 
     /// Whether there are none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.terms.is_empty()
+        self.terms.is_empty() && self.instead.is_empty()
     }
 }
 
@@ -206,9 +261,12 @@ impl<'s, 'c> Keys<'s, 'c> {
             self.problems.shapes.push((spec.name.clone(), spec.shape.clone(), shape.to_vec()));
             return Ok(unread);
         }
-        match &self.holding {
-            Some(holding) => read(self.tensors, index, holding),
-            None => Ok(unread),
+        let instead = self.branches.instead.iter().find(|(name, _)| *name == spec.name);
+        self.used += usize::from(instead.is_some());
+        match (&self.holding, instead) {
+            (None, _) => Ok(unread),
+            (Some(holding), None) => read(self.tensors, index, holding),
+            (Some(holding), Some((_, instead))) => instead.param(&spec.name, shape, holding),
         }
     }
 
@@ -227,7 +285,9 @@ impl<'s, 'c> Keys<'s, 'c> {
         let param = self.take(name, shape)?;
         Ok(match &param.values {
             Values::Unread => Vec::new(),
-            Values::Tensor(tensor) => tensor.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?,
+            Values::Tensor(_) | Values::Learned(_) => {
+                param.tensor()?.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1()?
+            }
             Values::Stored(_) | Values::Owned(_) => param.slice()?.to_vec(),
         })
     }
@@ -288,8 +348,7 @@ impl<'s, 'c> Keys<'s, 'c> {
         let full = format!("{name}.bias");
         let Some(bias) = self.take_if(there, &full, &[outputs])? else { return Ok((None, Vec::new())) };
         let terms = self.branch_terms(&full, &[outputs])?;
-        let (learned, fixed): (Vec<_>, Vec<_>) =
-            terms.into_iter().partition(|(_, scale)| matches!(scale, Scale::Learned(_)));
+        let (learned, fixed): (Vec<_>, Vec<_>) = terms.into_iter().partition(|(_, scale)| scale.learned().is_some());
         let bias = if fixed.is_empty() { bias } else { folded(&bias, &fixed)? };
         Ok((Some(bias), learned))
     }
@@ -326,30 +385,19 @@ impl<'s, 'c> Keys<'s, 'c> {
         let mut left: Vec<String> = left.map(|(spec, _)| spec.name.clone()).collect();
         left.extend(self.tensors.others().iter().map(|(name, _)| name.clone()));
         for (name, near) in &mut self.problems.missing {
-            *near = nearest(name, &left);
+            *near = nearest(name, left.iter().map(String::as_str)).map(str::to_owned);
         }
         self.problems.unexpected = left;
         if !self.problems.is_empty() {
             return Err(ModelError::Keys(Box::new(self.problems)));
         }
-        if self.used < self.branches.terms.len() {
-            let left = self.branches.terms.len() - self.used;
-            return Err(ModelError::Branch(format!("{left} of the auxiliary weights belong to no linear layer")));
+        let all = self.branches.terms.len() + self.branches.instead.len();
+        if self.used < all {
+            let left = all - self.used;
+            return Err(ModelError::Branch(format!("{left} of the given weights belong to no parameter of the model")));
         }
         Ok(())
     }
-}
-
-/// The name among `names` that is nearly `name`: the same last parts, or few letters of difference.
-fn nearest(name: &str, names: &[String]) -> Option<String> {
-    let score = |other: &&String| strsim::normalized_levenshtein(name, other);
-    let same_end = |other: &&String| other.ends_with(&format!(".{name}"));
-    if let Some(found) = names.iter().find(same_end) {
-        return Some(found.clone());
-    }
-    // Distances of very long lists of names would take long.
-    let best = names.iter().take(4096).max_by(|a, b| score(a).total_cmp(&score(b)))?;
-    (score(&best) > 0.7).then(|| best.clone())
 }
 
 /// The one element of a lambda; 0 for one that was not read.

@@ -12,10 +12,10 @@ type Result<T, E = ModelError> = std::result::Result<T, E>;
 /// A linear layer, with its pathways through auxiliary weights.
 #[derive(Clone, Debug)]
 pub(super) struct Linear<'c> {
-    weight: Param<'c>,
+    pub(super) weight: Param<'c>,
     /// Weights, and biases whose lambdas are learned, which have one dimension.
-    branches: Vec<(Param<'c>, Scale)>,
-    bias: Option<Param<'c>>,
+    pub(super) branches: Vec<(Param<'c>, Scale)>,
+    pub(super) bias: Option<Param<'c>>,
 }
 
 impl<'c> Linear<'c> {
@@ -48,9 +48,9 @@ impl<'c> Linear<'c> {
 /// A normalisation over the last dimension.
 #[derive(Clone, Debug)]
 pub(super) struct Norm<'c> {
-    norm: NormConfig,
-    weight: Param<'c>,
-    bias: Option<Param<'c>>,
+    pub(super) norm: NormConfig,
+    pub(super) weight: Param<'c>,
+    pub(super) bias: Option<Param<'c>>,
 }
 
 impl<'c> Norm<'c> {
@@ -73,6 +73,11 @@ impl<'c> Norm<'c> {
 
     pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
         ops.norm(x, self.norm, &self.weight, self.bias.as_ref())
+    }
+
+    /// Whether it is learned.
+    pub(super) fn learns(&self) -> bool {
+        self.weight.learned().is_some() || self.bias.as_ref().is_some_and(|bias| bias.learned().is_some())
     }
 }
 
@@ -110,6 +115,12 @@ impl<'c> Attention<'c> {
             proj: Linear::new(keys, &format!("{name}.proj"), width, width, config.proj_bias)?,
             width,
         })
+    }
+
+    /// Its projections and the number of its heads, if nothing else is between them.
+    pub(super) fn plain(&self) -> Option<(&Linear<'c>, &Linear<'c>, usize)> {
+        let Mixing { heads, q_norm: None, k_norm: None, difference: None } = &self.mixing else { return None };
+        self.norm.is_none().then_some((&self.qkv, &self.proj, *heads))
     }
 
     pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
@@ -236,6 +247,12 @@ impl<'c> Mlp<'c> {
         let norm = Norm::new_if(norm, keys, &format!("{name}.norm"), inner, config.norm)?;
         let fc2 = Linear::new(keys, &format!("{name}.fc2"), width, inner, bias)?;
         Ok(Mlp { fc1, other, kind, activation: config.activation, norm, fc2 })
+    }
+
+    /// Its layers and the function between them, if there is nothing else.
+    pub(super) fn plain(&self) -> Option<(&Linear<'c>, Activation, &Linear<'c>)> {
+        let plain = self.kind == MlpKind::Plain && self.other.is_none() && self.norm.is_none();
+        plain.then_some((&self.fc1, self.activation, &self.fc2))
     }
 
     pub(super) fn forward(&self, x: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {

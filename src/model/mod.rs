@@ -11,16 +11,20 @@ mod blocks;
 mod catalogue;
 mod config;
 mod detect;
+mod gradient;
 mod kernels;
 mod keys;
 mod layers;
+mod variable;
 mod vit;
 
 pub use catalogue::Known;
 pub use config::{Activation, BlockKind, Config, MlpKind, Norm, NormKind, Pool, Positions};
 pub use detect::{Detected, Hints};
+pub use gradient::{Gradients, Slopes, Training};
 pub use kernels::{Kernels, Precision};
 pub use keys::{Branches, KeyProblems};
+pub use variable::Variable;
 pub use vit::{Load, Vit};
 
 use crate::checkpoint::StateDict;
@@ -89,7 +93,7 @@ impl Config {
 }
 
 /// What stands before the names of the model's tensors, such as `module.`: what stands before its patch embedding's.
-fn prefix_of(tensors: &StateDict<'_>) -> String {
+pub(crate) fn prefix_of(tensors: &StateDict<'_>) -> String {
     const EMBEDDING: &str = "patch_embed.proj.weight";
     let mut names = tensors.specs().iter().filter_map(|spec| spec.name.strip_suffix(EMBEDDING));
     match (names.next(), names.next()) {

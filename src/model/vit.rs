@@ -49,14 +49,14 @@ impl Load<'_, '_> {
 #[derive(Clone, Debug)]
 pub struct Vit<'c> {
     config: Config,
-    ops: Ops,
+    pub(super) ops: Ops,
     device: Device,
     patch_embed: Linear<'c>,
-    patch_norm: Option<Norm<'c>>,
+    pub(super) patch_norm: Option<Norm<'c>>,
     prefix: Vec<Param<'c>>,
     pos_embed: Option<Param<'c>>,
-    norm_pre: Option<Norm<'c>>,
-    blocks: Vec<Block<'c>>,
+    pub(super) norm_pre: Option<Norm<'c>>,
+    pub(super) blocks: Vec<Block<'c>>,
     norm: Option<Norm<'c>>,
     attn_pool: Option<AttentionPool<'c>>,
     fc_norm: Option<Norm<'c>>,
@@ -91,7 +91,7 @@ impl<'c> AttentionPool<'c> {
 
     fn forward(&self, x: &Tensor, heads: usize, ops: Ops) -> candle_core::Result<Tensor> {
         let (batch, _, width) = x.dims3()?;
-        let latent = ops.tensor(&self.latent)?.to_device(x.device())?;
+        let latent = self.latent.tensor()?.to_device(x.device())?;
         let q = self.q.forward(&latent, ops)?.broadcast_as((batch, 1, width))?.contiguous()?;
         let kv = self.kv.forward(x, ops)?;
         let part = |n: usize| split_heads(&kv.narrow(D::Minus1, n * width, width)?, heads);
@@ -248,6 +248,11 @@ impl<'c> Vit<'c> {
             x = block.forward(x, ops)?;
             each(n, &x)?;
         }
+        self.finish(x, ops)
+    }
+
+    /// What the last block leaves, `[batch, tokens, width]`, to logits.
+    pub(super) fn finish(&self, x: Tensor, ops: Ops) -> candle_core::Result<Tensor> {
         let x = normed(self.norm.as_ref(), x, ops)?;
         let pooled = normed(self.fc_norm.as_ref(), self.pool(&x, ops)?, ops)?;
         let logits = match (&self.head, &self.head_dist) {
@@ -264,7 +269,7 @@ impl<'c> Vit<'c> {
     }
 
     /// Tokens `[batch, prefix + patches, width]` as the first block takes them.
-    fn embed(&self, images: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
+    pub(super) fn embed(&self, images: &Tensor, ops: Ops) -> candle_core::Result<Tensor> {
         let images = ops.rounded(match ops.kernels {
             Kernels::Fused => images.clone(),
             Kernels::Candle => images.to_dtype(ops.precision.dtype())?,
@@ -272,14 +277,14 @@ impl<'c> Vit<'c> {
         let x = self.patch_embed.forward(&self.patches(&images)?, ops)?;
         let mut x = normed(self.patch_norm.as_ref(), x, ops)?;
         let batch = x.dim(0)?;
-        let positions = self.pos_embed.as_ref().map(|positions| ops.tensor(positions)).transpose()?;
+        let positions = self.pos_embed.as_ref().map(Param::tensor).transpose()?;
         if let (Positions::Patches, Some(positions)) = (self.config.positions, &positions) {
             x = ops.rounded(x.broadcast_add(positions)?)?;
         }
         if !self.prefix.is_empty() {
             let mut parts = Vec::new();
             for token in &self.prefix {
-                let token = ops.tensor(token)?;
+                let token = token.tensor()?;
                 let (_, count, width) = token.dims3()?;
                 parts.push(token.broadcast_as((batch, count, width))?.contiguous()?);
             }
@@ -342,8 +347,8 @@ impl<'c> Vit<'c> {
     fn probed(&self, x: Tensor, ops: Ops) -> candle_core::Result<Tensor> {
         match &self.probe {
             Some((mean, var)) => {
-                let scale = (ops.tensor(var)? + 1e-6)?.sqrt()?;
-                ops.rounded(x.broadcast_sub(&ops.tensor(mean)?)?.broadcast_div(&scale)?)
+                let scale = (var.tensor()? + 1e-6)?.sqrt()?;
+                ops.rounded(x.broadcast_sub(&mean.tensor()?)?.broadcast_div(&scale)?)
             }
             None => Ok(x),
         }

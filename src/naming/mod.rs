@@ -8,6 +8,7 @@ mod architecture;
 mod family;
 mod layers;
 mod mapping;
+mod near;
 mod rules;
 mod selector;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub use architecture::Architecture;
 pub use family::{Family, Recognised};
 pub use layers::{AUX_WEIGHT, Flags, Layer, Layers, MatchProblem, SCALE};
 pub use mapping::{MapProblem, Mapped, Mapping};
+pub(crate) use near::nearest;
 pub use rules::Unmapped;
 pub use selector::{PatternProblem, Selector};
 

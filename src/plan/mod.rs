@@ -11,7 +11,8 @@ mod share;
 pub(crate) use copy::copy;
 pub(crate) use fold::{AuxSide, FoldOptions, Side, fold};
 pub use fold::{
-    BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, Parameter, ShapeMismatch,
+    BiasMode, BlockSet, DepthMismatch, Dropped, FoldProblem, FoldedLayer, FoldedTerm, NotInTarget, Parameter,
+    ReplaceMismatch, ShapeMismatch,
 };
 pub use lambda::{LambdaProblem, LambdaSpec, Schedule};
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 
 from report import equal, expect
@@ -26,6 +27,16 @@ def logits(path, names):
     return model((inputs / 255 - 0.5) / 0.5).numpy()
 
 
+def same_as_timm(tool, merged, saved, *more):
+    """What verify predicts of every sample is what timm predicts."""
+    tool.run("verify", merged, *DIGITS, "--save-logits", saved, *more)
+    with np.load(saved) as arrays:
+        theirs = logits(merged, arrays["samples"].tolist())
+        equal(arrays["logits"].argmax(1).tolist(), theirs.argmax(1).tolist(), "the predictions")
+        gap = np.abs(arrays["logits"] - theirs).max()
+        expect(gap < 1e-4, f"logits are off by {gap}")
+
+
 def main(report, tool):
     """Learn, fold, and run on both sides."""
     lambdas, merged, saved = tool.work / "learn.json", tool.work / "learn.pth", tool.work / "learn.npz"
@@ -37,9 +48,18 @@ def main(report, tool):
         tool.run("fold", target, "--aux", aux, "--lambda-file", lambdas, "-o", again)
         equal(again.read_bytes(), merged.read_bytes(), "the file of learn --fold")
         equal(json.loads(lambdas.read_text(encoding="utf-8")), learned["lambdas"][0], "the lambdas")
-        tool.run("verify", merged, *DIGITS, "--save-logits", saved)
-        with np.load(saved) as arrays:
-            theirs = logits(merged, arrays["samples"].tolist())
-            equal(arrays["logits"].argmax(1).tolist(), theirs.argmax(1).tolist(), "the predictions")
-            gap = np.abs(arrays["logits"] - theirs).max()
-            expect(gap < 1e-4, f"logits are off by {gap}")
+        same_as_timm(tool, merged, saved)
+
+    with report.check("the fold of learned lambdas, head and norms predicts the same in verify and in timm"):
+        trained, again = tool.work / "learn_trained.safetensors", tool.work / "learn_trained_again.pth"
+        lambdas, merged = tool.work / "learn_trained.json", tool.work / "learn_trained.pth"
+        more = ("--train-head", "--train-norms", "--tensors", trained, "--epochs", "5")
+        command = ("learn", target, "--aux", aux, *DIGITS, "-o", lambdas, *more, "--fold", merged, "--accept", "--json")
+        learned = json.loads(tool.start(*command).stdout)
+        tool.run("fold", target, "--aux", aux, "--lambda-file", lambdas, "--replace", trained, "-o", again)
+        equal(again.read_bytes(), merged.read_bytes(), "the file of learn --fold")
+        parameters = load_file(trained)
+        equal(sorted(parameters), sorted(learned["trained"]), "the trained parameters")
+        state = torch.load(merged, weights_only=True)
+        expect(all(torch.equal(state[name], tensor) for name, tensor in parameters.items()), "a parameter is another one")
+        same_as_timm(tool, merged, saved, "--force")

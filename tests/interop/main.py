@@ -25,6 +25,7 @@ import check_logits
 import check_old_torch
 import check_parity
 import check_repeat
+import check_replace
 import check_shards
 import check_sharing
 import check_verify
@@ -43,6 +44,7 @@ PARTS = (
     check_inputs,
     check_dtypes,
     check_sharing,
+    check_replace,
     check_shards,
     check_convert,
     check_convert_files,

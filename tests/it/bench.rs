@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
@@ -188,6 +189,29 @@ pub(crate) fn to_safetensors(tensors: &[Tensor]) -> Vec<u8> {
         (tensor.name.as_str(), TensorView::new(Dtype::F32, tensor.shape.clone(), bytes).unwrap())
     });
     serialize(views, None).unwrap()
+}
+
+/// A .pth as `torch.save` writes it, of a float32 tensor under several names.
+pub(crate) fn tied(names: &[String], values: &[f32]) -> Vec<u8> {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let count = [b"J", &(values.len() as u32).to_le_bytes()[..]].concat();
+    let mut pickle = b"\x80\x02}(".to_vec();
+    for name in names {
+        pickle.extend(text(name));
+        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+        pickle.extend([text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text("0"), text("cpu")].concat());
+        pickle.extend([&count[..], b"tQK\0", &count, b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"].concat());
+    }
+    pickle.extend(b"u.");
+    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    for (name, content) in [("data.pkl", &pickle[..]), ("byteorder", b"little"), ("data/0", &data), ("version", b"3\n")]
+    {
+        archive.start_file(format!("archive/{name}"), options).unwrap();
+        archive.write_all(content).unwrap();
+    }
+    archive.finish().unwrap().into_inner()
 }
 
 /// A small model, but element 5 of the tensor `name` is `value`.

@@ -175,7 +175,7 @@ fn fold_json_has_the_documented_names() {
     let text = succeed(&[&args[..], &[output.to_str().unwrap(), "--bias", "fold"]].concat());
     let report: Value = serde_json::from_str(&text).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
-    assert_eq!(keys(&report), "target aux output layers dropped notes device non_finite seconds");
+    assert_eq!(keys(&report), "target aux replaced output layers dropped notes device non_finite seconds");
     let model = "file root family architecture layers outside roots";
     assert_eq!((keys(&report["target"]), keys(&report["aux"][0])), (model.into(), model.into()));
     assert_eq!(keys(&report["output"]), "file format tensors bytes written files parts");

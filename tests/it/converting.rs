@@ -344,6 +344,35 @@ fn several_models_are_told_apart_by_options_that_there_are() {
     bench.refused(&donor, &["two.pth", "choose one with a conversion of its own", "--root"]);
 }
 
+#[test]
+fn nan_is_found_in_the_file_that_it_is_in_under_its_name_there() {
+    let bench = bench();
+    let broken = |from: &str, to: &str, name: &str| {
+        let file = bench.read(from);
+        let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let of = |found: &str, data: &[u8]| match found == name {
+            true => [&f32::NAN.to_le_bytes(), &data[4..]].concat(),
+            false => data.to_vec(),
+        };
+        let tensors: Vec<_> =
+            file.tensors().into_iter().map(|(name, view)| (of(&name, view.data()), name, view)).collect();
+        let views = tensors.iter().map(|(data, name, view)| {
+            (name, safetensors::tensor::TensorView::new(view.dtype(), view.shape().to_vec(), data).unwrap())
+        });
+        bench.put(to, &safetensors::serialize(views, None).unwrap());
+    };
+    broken("vit.safetensors", "donor.safetensors", "head.weight");
+    let args = ["convert", "vit.pth", "--to", "timm", "--drop", "^head", "--fill-from", "donor.safetensors"];
+    let refused =
+        |args: &[&str], phrase: &str| bench.refused(&[args, &["--quiet", "-o", "out/a.pth"]].concat(), &[phrase]);
+    refused(&args, "\"head.weight\" of donor.safetensors holds some");
+    let name = "vit.encoder.layer.0.layernorm_before.weight";
+    broken("hf.safetensors", "broken.safetensors", name);
+    let phrase =
+        format!("\"blocks.0.norm1.weight\" would hold NaN or infinity: {name:?} of broken.safetensors holds some");
+    refused(&["convert", "broken.safetensors", "--to", "timm"], &phrase);
+}
+
 /// The header of a safetensors file, without the format.
 fn metadata(bench: &Bench, name: &str) -> Value {
     let mut values = Checkpoint::open(bench.path(name)).unwrap().values();

@@ -162,6 +162,57 @@ fn several_auxiliaries_have_lambdas_each_which_fold_takes() {
 }
 
 #[test]
+fn trained_heads_and_norms_come_into_the_fold() {
+    let bench = bench();
+    let run = ["--epochs", "2", "--lr", "0.01", "--batch", "8", "--accept", "--json"];
+    let both = ["--train-head", "--train-norms", "--tensors", "out/t.safetensors"];
+    let args = learn(&[&run[..], &both, &["-o", "out/l.json", "--fold", "out/m.pth"]].concat());
+    let report: Value = serde_json::from_slice(&ends(&bench, &args).stdout).unwrap();
+    let trained: Vec<_> = report["trained"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert_eq!((trained.len(), trained[0]), (28, "head.weight"));
+    assert!(report["held_out"]["trained_without_lambdas"]["loss"].as_f64().is_some());
+
+    // The fold of lambdas and parameters is the very model.
+    let fold = ["fold", "early.pth", "--aux", "speech.pth", "--lambda-file", "out/l.json"];
+    bench.works(&[&fold[..], &["--replace", "out/t.safetensors", "-o", "out/again.pth"]].concat());
+    assert!(bench.read("out/m.pth") == bench.read("out/again.pth"));
+    let (bytes, merged) =
+        (bench.read("out/t.safetensors"), m2pt_surgery::Checkpoint::open(bench.path("out/m.pth")).unwrap());
+    let written = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let merged = merged.state_dict(&m2pt_surgery::RootChoice::Auto).unwrap();
+    let early = m2pt_surgery::Checkpoint::open(bench.path("early.pth")).unwrap();
+    let early = early.state_dict(&m2pt_surgery::RootChoice::Auto).unwrap();
+    let bytes_of = |tensors: &m2pt_surgery::StateDict<'_>, name: &str| {
+        tensors.tensor(tensors.find(name).unwrap()).unwrap().view().to_vec()
+    };
+    assert_eq!(written.len(), trained.len());
+    for name in trained {
+        assert!(bytes_of(&merged, name) == written.tensor(name).unwrap().data(), "{name}");
+        assert!(bytes_of(&early, name) != written.tensor(name).unwrap().data(), "{name} did not move");
+    }
+    // Whatever is kept for the way back, it is the same; so it is after an interruption.
+    let state = ["--state", "out/state", "-o", "out/l2.json"];
+    for more in [&["--checkpoint-activations"][..], &["--resume"]] {
+        let more = [more, &["--tensors", "out/t2.safetensors", "--force"]].concat();
+        ends(&bench, &learn(&[&run[..6], &["--json", "--train-head", "--train-norms"], &state, &more].concat()));
+        assert!(bench.read("out/l2.json") == bench.read("out/l.json"));
+        assert!(bench.read("out/t2.safetensors") == bytes);
+    }
+    for (more, phrases) in [
+        (&["--tensors", "out/x.safetensors"][..], ["--train-head or --train-norms", "neither is given"]),
+        (&["--train-head", "--tensors", "out/x.pth"], ["--tensors out/x.pth", ".safetensors"]),
+        (&["--train-head"], ["--tensors <FILE.safetensors>", "required"]),
+        (&["--train-head", "--tensors", "early.pth"], ["early.pth", ".safetensors"]),
+    ] {
+        bench.refused(&learn(&[more, &["-o", "out/x.json"]].concat()), &phrases);
+    }
+    if !cfg!(feature = "cuda") {
+        let args = learn(&["--device", "cuda", "-o", "out/x.json"]);
+        bench.refused(&args, &["--device cuda", "built without CUDA"]);
+    }
+}
+
+#[test]
 fn a_search_and_other_objectives_work() {
     let bench = bench();
     for more in [

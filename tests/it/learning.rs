@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use crate::support::{expected, fixture};
 
-fn inputs() -> FoldInputs {
+pub(crate) fn inputs() -> FoldInputs {
     let mut request = FoldRequest::without_output(fixture("mnist_early.pth"));
     request.add_aux(fixture("speech_vit.pth"));
     request.lambda = Some(LambdaSpec::All(Schedule::Constant(0.0)));
     request.open().unwrap()
 }
 
-fn config(pathway: &Pathway<'_>) -> (Config, Preprocessing) {
+pub(crate) fn config(pathway: &Pathway<'_>) -> (Config, Preprocessing) {
     let json: Value = serde_json::from_slice(&std::fs::read(fixture("digits.json")).unwrap()).unwrap();
     let hints = Hints { known: Some(Known::from_json(&json).unwrap()), ..Hints::default() };
     let detected = Config::detect(&pathway.target.tensors, &hints).unwrap();
@@ -26,16 +26,16 @@ fn config(pathway: &Pathway<'_>) -> (Config, Preprocessing) {
     (detected.config, Preprocessing { input_size: [3, 32, 32], ..preprocessing })
 }
 
-fn samples(preprocessing: &Preprocessing) -> Samples {
+pub(crate) fn samples(preprocessing: &Preprocessing) -> Samples {
     let set = SampleSet::open(fixture("mnist"), &SampleOptions::default()).unwrap();
     Samples::read(&Source::Samples { set, preprocessing: preprocessing.clone() }, &mut ()).unwrap()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
-fn indices(value: &Value) -> Vec<usize> {
+pub(crate) fn indices(value: &Value) -> Vec<usize> {
     numbers(value).into_iter().map(|x| x as usize).collect()
 }
 
@@ -172,7 +172,7 @@ fn a_run_follows_pytorchs() {
     // The same again, from the beginning and from the middle.
     for from in [None, states.get(1).cloned(), states.get(3).cloned(), states.last().cloned()] {
         let again = learner.fit(&fit, &fit, &options, from, &mut (), &mut |_, _| Ok(())).unwrap();
-        assert_eq!((&again.lambdas, &again.losses), (&fitted.lambdas, &fitted.losses));
+        assert_eq!((&again.values, &again.losses), (&fitted.values, &fitted.losses));
     }
     let other = Learner::new(&pathway, &config, Share::All).unwrap();
     let wrong = other.fit(&fit, &fit, &options, states.pop(), &mut (), &mut |_, _| Ok(()));

@@ -35,6 +35,8 @@ mod converting;
 mod cuda;
 #[cfg(all(feature = "cli", target_os = "linux", target_env = "gnu"))]
 mod faults;
+#[cfg(all(feature = "cli", feature = "verify"))]
+mod gradients;
 #[cfg(all(feature = "cli", target_os = "linux"))]
 mod hostile;
 #[cfg(all(feature = "cli", unix))]
@@ -51,6 +53,8 @@ mod model;
 mod parts;
 #[cfg(feature = "verify")]
 mod preprocessing;
+#[cfg(feature = "cli")]
+mod replacing;
 #[cfg(feature = "verify")]
 mod samples;
 #[cfg(feature = "verify")]

@@ -1,8 +1,8 @@
 //! Tensors that are cut into parts and computed by several threads: the same bytes as by one, and the same errors.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 
-use crate::bench::{Bench, Tensor, assert_refusal, model, to_safetensors, values};
+use crate::bench::{Bench, Tensor, assert_refusal, model, tied, to_safetensors, values};
 
 /// Wide enough that every layer is cut: of 1.8 MB to 2.4 MB each.
 fn wide(turn: usize) -> Vec<Tensor> {
@@ -143,29 +143,6 @@ fn a_limited_rate_is_kept() {
     assert!(started.elapsed().as_secs_f64() >= 0.4, "{:?}", started.elapsed());
     bench.refused(&["convert", "target.pth", "-o", "out/p.pth", "--limit-rate", "0"], &["--limit-rate"]);
     bench.refused(&["convert", "target.pth", "-o", "out/p.pth", "--threads", "0"], &["--threads"]);
-}
-
-/// A .pth as `torch.save` writes it, of a float32 tensor under several names.
-fn tied(names: &[String], values: &[f32]) -> Vec<u8> {
-    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
-    let count = [b"J", &(values.len() as u32).to_le_bytes()[..]].concat();
-    let mut pickle = b"\x80\x02}(".to_vec();
-    for name in names {
-        pickle.extend(text(name));
-        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        pickle.extend([text("storage"), b"ctorch\nFloatStorage\n".to_vec(), text("0"), text("cpu")].concat());
-        pickle.extend([&count[..], b"tQK\0", &count, b"\x85K\x01\x85\x89ccollections\nOrderedDict\n)RtR"].concat());
-    }
-    pickle.extend(b"u.");
-    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    for (name, content) in [("data.pkl", &pickle[..]), ("byteorder", b"little"), ("data/0", &data), ("version", b"3\n")]
-    {
-        archive.start_file(format!("archive/{name}"), options).unwrap();
-        archive.write_all(content).unwrap();
-    }
-    archive.finish().unwrap().into_inner()
 }
 
 /// Every name is a step that reads the same entry of the archive, whose checksum is put together from the parts that threads have

@@ -355,7 +355,7 @@ fn json_has_the_documented_names() {
     );
     let distance = "max_abs mean_abs largest relative cosine same_top1 rows unordered tolerance equivalent";
     let pathway = &report["pathway"];
-    assert_eq!(keys(pathway), format!("{distance} model aux layers worst first_block blocks"));
+    assert_eq!(keys(pathway), format!("{distance} model aux replaced layers worst first_block blocks"));
     assert_eq!(keys(&pathway["blocks"][0]), format!("{distance} block"));
     let total: u64 =
         report["accuracy"]["confusion"].as_array().unwrap().iter().map(|c| c["count"].as_u64().unwrap()).sum();

@@ -41,6 +41,12 @@ pub(super) fn report(fold: &PlannedFold<'_>, done: Option<&FoldReport>) -> Value
     json!({
         "target": model(fold.target()),
         "aux": fold.aux().iter().map(model).collect::<Vec<_>>(),
+        "replaced": fold.target().replaced.as_ref().map(|replaced| json!({
+            "file": replaced.tensors.checkpoint().path().to_string_lossy(),
+            "root": replaced.tensors.root(),
+            "tensors": replaced.names,
+            "outside": replaced.tensors.outside(),
+        })),
         "output": {
             "file": fold.request().output.to_string_lossy(), "format": fold.request().format.name(),
             "tensors": plan.outputs.len(), "bytes": fold.file_bytes(), "written": done.is_some(),

@@ -36,6 +36,7 @@ pub(in crate::cli) use show::models;
   m2pt-surgery fold image.pth --aux audio.pth --lambda 'qkv=0.1,fc1=0.02' --dry-run -o merged.pth
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.0..0.2 --blocks 0-5 -o merged.pth
   m2pt-surgery fold trained_pathway.pth -o plain.pth       learned lambdas
+  m2pt-surgery fold image.pth --aux audio.pth --lambda-file lambda.json --replace trained.safetensors -o merged.pth
   m2pt-surgery fold model/ --aux audio.pth --lambda 0.1 --max-shard-size 2GB -o merged/
   m2pt-surgery fold model/ --aux audio.pth --lambda 0.1 --max-shard-size 2GB -o merged/ --shard 3/16     then: join merged/
   m2pt-surgery fold image.pth --aux audio.pth --lambda 0.1 --wrap model -o merged.pth
@@ -62,6 +63,12 @@ pub(in crate::cli) struct Args {
     /// layers that are not named stay as they are. A list of objects has one for each --aux
     #[arg(long, value_name = "FILE")]
     lambda_file: Option<PathBuf>,
+
+    /// Put the tensors of this file in the place of the target's of the same names and shapes: a head or norms that were trained with
+    /// the lambdas. They are written in their own types, unless --dtype casts them; a linear layer among them is replaced first, and
+    /// folded then
+    #[arg(long, value_name = "FILE")]
+    replace: Option<PathBuf>,
 
     /// Fold only these kinds of layer
     #[arg(long, value_delimiter = ',', value_name = "qkv,proj,fc1,fc2", value_parser = layer_kind)]
@@ -90,6 +97,10 @@ pub(in crate::cli) struct Args {
     /// The part of each auxiliary that holds the model
     #[arg(long, value_name = "PATH")]
     aux_root: Option<String>,
+
+    /// The part of the file at --replace that holds the tensors
+    #[arg(long, value_name = "PATH", requires = "replace")]
+    replace_root: Option<String>,
 
     /// A regular expression that finds the target's layers, with named groups `block` and `layer`
     #[arg(long, value_name = "REGEX", value_parser = selector)]
@@ -281,6 +292,8 @@ fn request(args: &Args) -> Result<FoldRequest> {
     let root = |path: &Option<String>| path.clone().map_or(RootChoice::Auto, RootChoice::Path);
     request.target_root = root(&args.root);
     request.aux_root = root(&args.aux_root);
+    request.replace.clone_from(&args.replace);
+    request.replace_root = root(&args.replace_root);
     request.target_pattern.clone_from(&args.target_pattern);
     request.aux_pattern.clone_from(&args.aux_pattern);
     request.lambda = lambda;

@@ -1,13 +1,13 @@
 //! What a fold will do, or did, in words and tables.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use comfy_table::Cell;
 use m2pt_surgery::tensor::shape_text;
 use m2pt_surgery::{
     Architecture, DType, Device, FoldReport, FoldedLayer, LayerKind, Norms, Parameter, Part, PartsReport, PlannedFold,
-    Understood,
+    Replaced, Understood,
 };
 
 use super::Args;
@@ -67,7 +67,33 @@ pub(in crate::cli) fn models(target: &Understood<'_>, aux: &[Understood<'_>], pr
             printer.line(format!("{:<10} {elsewhere} of the file not taken{roots}", ""))?;
         }
     }
+    if let Some(replaced) = &target.replaced {
+        self::replaced(replaced, printer)?;
+    }
     printer.line("")?;
+    Ok(())
+}
+
+/// The file whose tensors replace some of the target's, and which.
+fn replaced(replaced: &Replaced<'_>, printer: &mut Printer) -> Result<()> {
+    /// Names that are listed.
+    const LISTED: usize = 8;
+    let checkpoint = replaced.tensors.checkpoint();
+    let root = match replaced.tensors.root() {
+        "" => String::new(),
+        root => format!(", root {root}"),
+    };
+    let path = printable(&checkpoint.path().display().to_string());
+    printer.line(format!("{:<10} {path}  {}{root}", "replacing", bytes(checkpoint.file_bytes())))?;
+    let names: Vec<String> = replaced.names.iter().take(LISTED).map(|name| printable(name)).collect();
+    let more = replaced.names.len().saturating_sub(LISTED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let count = counted(replaced.names.len(), "tensor");
+    printer.line(format!("{:<10} {count} of the target: {}{more}", "", names.join(", ")))?;
+    if replaced.tensors.outside() > 0 {
+        let elsewhere = counted(replaced.tensors.outside(), "tensor");
+        printer.line(format!("{:<10} {elsewhere} of the file not taken", ""))?;
+    }
     Ok(())
 }
 
@@ -128,7 +154,17 @@ fn summary(fold: &PlannedFold<'_>, verb: &str, printer: &mut Printer) -> Result<
     if unchanged > 0 {
         text += &format!(" ({unchanged} of them with a lambda of 0, which changes nothing)");
     }
-    let copied = plan.outputs.len() - plan.folded.len();
+    let mut copied = plan.outputs.len() - plan.folded.len();
+    if let Some(replaced) = &fold.target().replaced {
+        let folded = plan.folded.iter().map(|folded| folded.name.as_str());
+        let elsewhere: BTreeSet<&str> = folded.chain(plan.dropped.iter().map(|d| d.name.as_str())).collect();
+        let beside = replaced.names.iter().filter(|name| !elsewhere.contains(name.as_str())).count();
+        copied -= beside;
+        text += &format!("; {} replaced", counted(replaced.names.len(), "tensor"));
+        if beside < replaced.names.len() {
+            text += &format!(" ({} of them part of a fold)", replaced.names.len() - beside);
+        }
+    }
     text += &match copied {
         1 => "; 1 tensor kept as it is".to_owned(),
         _ => format!("; {} kept as they are", counted(copied, "tensor")),

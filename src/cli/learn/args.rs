@@ -11,14 +11,15 @@ use crate::cli::verify::{Ids, ImageArgs, ModelArgs, positive};
 
 /// Learn the lambdas of a fold from samples, and say whether they are any good
 ///
-/// Everything but the lambdas is frozen. A part of the samples is held out and tells how good lambdas are; another part tells after which
-/// epoch they are best; gradients come from the rest. On the CPU, in float32. The lambda file is for `fold --lambda-file`.
+/// Everything but the lambdas is frozen, unless --train-head or --train-norms say otherwise. A part of the samples is held out and tells how good lambdas are; another part tells after which
+/// epoch they are best; gradients come from the rest. In float32. The lambda file is for `fold --lambda-file`.
 #[derive(clap::Args, Debug)]
 #[command(after_help = "Examples:
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ -o lambda.json
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ --val val/ -o lambda.json --fold merged.pth
   m2pt-surgery learn image.pth --aux audio.pth --samples photos/ --objective entropy -o lambda.json
   m2pt-surgery learn image.pth --aux audio.pth --aux video.pth --samples train/ -o lambda.json --state run.state --resume
+  m2pt-surgery learn image.pth --aux audio.pth --samples train/ -o lambda.json --train-head --tensors head.safetensors
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ --search golden -o lambda.json     one lambda for all layers
 
 Exit status: 0 better than lambda = 0 on the held-out samples, by more than chance explains; 1 not so, or stopped at a loss that is
@@ -47,6 +48,10 @@ pub(in crate::cli) struct Args {
     /// Write both also if they are not better than 0
     #[arg(long, requires = "fold")]
     pub(super) accept: bool,
+
+    /// The parameters that --train-head and --train-norms trained: safetensors, for `fold --replace`
+    #[arg(long, value_name = "FILE.safetensors", conflicts_with = "search")]
+    pub(super) tensors: Option<PathBuf>,
 
     /// Replace files that exist
     #[arg(long)]
@@ -106,6 +111,14 @@ pub(super) struct LearningArgs {
     #[arg(long, value_enum, default_value_t = Bias::Keep)]
     pub(super) bias: Bias,
 
+    /// Train the target's head, too
+    #[arg(long, requires = "tensors", conflicts_with = "search")]
+    pub(super) train_head: bool,
+
+    /// Train weights and biases of the target's normalisations, too
+    #[arg(long, requires = "tensors", conflicts_with = "search")]
+    pub(super) train_norms: bool,
+
     /// What is to become small: cross-entropy of the labels, or the predictions' entropy, which needs no labels
     #[arg(long, value_enum, default_value_t = Goal::Ce)]
     pub(super) objective: Goal,
@@ -161,6 +174,14 @@ pub(super) struct LearningArgs {
     /// Samples for each step
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = positive, conflicts_with = "search")]
     pub(super) batch: usize,
+
+    /// Keep only what goes into each block, and run blocks again on the way back: a third more work, and much less memory
+    #[arg(long, conflicts_with = "search")]
+    pub(super) checkpoint_activations: bool,
+
+    /// Where to run: cpu, cuda, cuda:N, or auto for a GPU if there is one
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub(super) device: String,
 
     /// The seed of the split and of the order of the samples
     #[arg(long, value_name = "N", default_value_t = 0)]

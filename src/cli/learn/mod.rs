@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use m2pt_surgery::data::{ClassIds, LabelMap, SampleOptions, SampleSet};
 use m2pt_surgery::learn::{
     Augment, Ended, Epoch, Evaluation, FitOptions, Fitted, Learner, Objective, Samples, Search, Share, State, TextFile,
-    split,
+    Train, safetensors, split,
 };
 use m2pt_surgery::verify::{Interval, Paired, Pathway, Source, statistics};
 use m2pt_surgery::{AuxRequest, FoldRequest, LambdaSpec, Schedule};
@@ -23,7 +23,7 @@ pub(super) use args::Args;
 use super::printer::Printer;
 use super::progress::Bar;
 use super::text::{bytes, counted};
-use super::verify::{Model, check_classes, root};
+use super::verify::{Model, check_classes, device, root};
 use super::{DONE, FINDING};
 
 /// What came of it all.
@@ -42,6 +42,8 @@ struct Report<'r> {
     zero: Evaluation,
     of_single: Evaluation,
     learned: Evaluation,
+    /// The trained parameters without the lambdas, if there are such.
+    without: Option<Evaluation>,
     /// The learned ones' accuracy less that of lambda = 0.
     paired: Option<Paired>,
     /// The learned ones' loss less that of lambda = 0, and its interval.
@@ -73,6 +75,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let mut output = TextFile::create(&args.output, args.force)?;
     let mut log = args.log.as_ref().map(|path| TextFile::create(path, args.force)).transpose()?;
     let mut picture = args.plot.as_ref().map(|path| TextFile::create(path, args.force)).transpose()?;
+    let mut tensors = args.tensors.as_ref().map(|path| TextFile::create(path, args.force)).transpose()?;
     let merged = args.fold.as_ref().map(|path| fold_request(args, path)).transpose()?;
     if let Some(merged) = merged.clone() {
         // What the fold refuses is refused now: its plan does not depend on the lambdas.
@@ -86,13 +89,25 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     pathway.notes().iter().for_each(|note| printer.note(note));
     let model = Model::new(&args.model, &args.images, pathway.target.tensors.clone(), printer)?;
     let share = if flags.search.is_some() { Share::All } else { flags.share.into() };
-    let learner = Learner::new(&pathway, &model.detected.config, share)?;
+    let (device, _) = device(&flags.device)?;
+    let what = Train { head: flags.train_head, norms: flags.train_norms };
+    let mut learner = Learner::new(&pathway, &model.detected.config, share)?;
+    if what != Train::default() {
+        learner = learner.train(what)?;
+    }
+    let learner = learner.on(device).again(flags.checkpoint_activations);
 
     let Sets { fit, stop, held_out } = samples(args, &model, options.objective, printer)?;
     let needed = learner.bytes(options.batch.min(fit.len()))
         + (fit.len() + stop.len() + held_out.len()) as u64 * input_bytes(&model);
     let what = match flags.search {
-        None => format!("{} of {}", counted(learner.lambdas(), "lambda"), counted(learner.layers(), "layer")),
+        None => {
+            let lambdas = format!("{} of {}", counted(learner.lambdas(), "lambda"), counted(learner.layers(), "layer"));
+            match learner.trained().len() {
+                0 => lambdas,
+                many => format!("{lambdas}, and {} of the target's own,", counted(many, "parameter")),
+            }
+        }
         Some(_) => format!("one lambda of {}", counted(learner.layers(), "layer")),
     };
     printer.note(&format!(
@@ -102,6 +117,13 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         held_out.len(),
         bytes(needed)
     ));
+    if let Some(free) = free_memory().filter(|&free| free < needed && flags.device == "cpu") {
+        let way_out = match flags.checkpoint_activations || flags.search.is_some() {
+            true => "a smaller --batch needs less",
+            false => "--checkpoint-activations needs less, and so does a smaller --batch",
+        };
+        printer.note(&format!("{} of memory are free, which is less: {way_out}", bytes(free)));
+    }
     let quiet = printer.quiet() || args.json;
     let mut history = Vec::new();
     let fitted = match flags.search {
@@ -113,8 +135,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         Some(how) => {
             let mut bar = Bar::counting(25, "searching", quiet);
             let lambda = learner.search(&fit, how.into(), &options, &mut bar)?;
-            let lambdas = vec![lambda; learner.lambdas()];
-            Fitted { lambdas, best: 0, ended: Ended::Done, losses: Vec::new(), seconds: 0.0 }
+            Fitted { values: learner.start(lambda), best: 0, ended: Ended::Done, losses: Vec::new(), seconds: 0.0 }
         }
     };
     let ended = fitted.ended;
@@ -127,11 +148,19 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let single = match flags.search {
         None if ended == Ended::Cancelled => 0.0,
         None => learner.search(&fit, Search::Grid, &options, &mut uninterrupted)?,
-        Some(_) => fitted.lambdas[0],
+        Some(_) => fitted.values[0],
     };
-    let evaluate = |lambdas: &[f32]| learner.evaluate(lambdas, &held_out, options.objective, &());
-    let (zero, of_single) = (evaluate(&vec![0.0; learner.lambdas()])?, evaluate(&vec![single; learner.lambdas()])?);
-    let learned = evaluate(&fitted.lambdas)?;
+    let evaluate = |values: &[f32]| learner.evaluate(values, &held_out, options.objective, &());
+    let (zero, of_single) = (evaluate(&learner.start(0.0))?, evaluate(&learner.start(single))?);
+    let learned = evaluate(&fitted.values)?;
+    // Which part of it is due to the lambdas.
+    let without = match learner.trained().is_empty() {
+        true => None,
+        false => {
+            let (none, own) = (vec![0.0; learner.lambdas()], &fitted.values[learner.lambdas()..]);
+            Some(evaluate(&[&none[..], own].concat())?)
+        }
+    };
     drop(bar);
 
     let differences: Vec<f64> = learned.losses.iter().zip(&zero.losses).map(|(a, b)| a - b).collect();
@@ -143,7 +172,11 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
 
     let written = better || args.fold.is_none() || args.accept;
     if written {
-        output.write(&lambda_file(&learner, &fitted.lambdas)?)?;
+        if let Some(mut tensors) = tensors.take() {
+            tensors.write_bytes(&safetensors(learner.trained(), &fitted.values))?;
+            tensors.publish()?;
+        }
+        output.write(&lambda_file(&learner, &fitted.values)?)?;
         output.publish()?;
     }
     if let Some(log) = log {
@@ -157,6 +190,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         for (aux, lambdas) in merged.aux.iter_mut().zip(super::fold::lambda_sets(&args.output)?) {
             aux.lambda = Some(lambdas);
         }
+        merged.replace.clone_from(&args.tensors);
         let inputs = merged.open()?;
         let fold = inputs.plan()?;
         fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet))
@@ -174,6 +208,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         zero,
         of_single,
         learned,
+        without,
         paired,
         difference,
         better,
@@ -197,12 +232,29 @@ impl m2pt_surgery::Progress for Uninterrupted<'_> {
     }
 }
 
+/// Bytes that can be had without swapping, where the system tells.
+fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
 /// The files to write have to be different ones, and none that is read.
 fn check_outputs(args: &Args) -> Result<()> {
+    if args.tensors.is_some() && !args.learning.train_head && !args.learning.train_norms {
+        bail!("--tensors is for what --train-head or --train-norms trains, and neither is given");
+    }
+    if let Some(path) = args.tensors.as_ref().filter(|path| path.extension().is_none_or(|ext| ext != "safetensors")) {
+        bail!("--tensors {}: it has to be a .safetensors file", path.display());
+    }
     let outputs: Vec<(&str, &Path)> =
         [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
             .into_iter()
-            .chain([("--plot", args.plot.as_ref()), ("--state", args.state.as_ref())])
+            .chain([
+                ("--plot", args.plot.as_ref()),
+                ("--state", args.state.as_ref()),
+                ("--tensors", args.tensors.as_ref()),
+            ])
             .filter_map(|(flag, path)| Some((flag, path?.as_path())))
             .collect();
     for (number, (flag, path)) in outputs.iter().enumerate() {
@@ -354,11 +406,11 @@ fn warn(learner: &Learner<'_, '_>, fitted: &Fitted, options: &FitOptions, printe
              smaller --lr or --max-abs"
         ));
     }
-    if fitted.lambdas.iter().all(|lambda| *lambda == options.init) {
+    if fitted.values.iter().all(|lambda| *lambda == options.init) {
         printer.note(&format!("the lambdas did not move from {}: nothing that was tried is better", options.init));
     }
     let bound = f64::from(options.max_abs as f32);
-    let entries = |aux| learner.entries(aux, &fitted.lambdas).filter(|entry| f64::from(entry.2.abs()) >= bound).count();
+    let entries = |aux| learner.entries(aux, &fitted.values).filter(|entry| f64::from(entry.2.abs()) >= bound).count();
     let hit: usize = (0..learner.auxiliaries()).map(entries).sum();
     if hit > 0 {
         printer.note(&format!("{} at the bound of --max-abs {}", counted(hit, "layer"), options.max_abs));

@@ -27,7 +27,7 @@ pub(super) fn draw(
     held_out: (f64, f64),
 ) -> Result<String> {
     let maps: Vec<Vec<_>> =
-        (0..learner.auxiliaries()).map(|aux| learner.entries(aux, &fitted.lambdas).collect()).collect();
+        (0..learner.auxiliaries()).map(|aux| learner.entries(aux, &fitted.values).collect()).collect();
     let rows =
         |map: &[(&str, m2pt_surgery::LayerId, f32)]| map.iter().map(|entry| entry.1.block + 1).max().unwrap_or(0);
     let heights: Vec<u32> = maps.iter().map(|map| HEAD + rows(map) as u32 * ROW).collect();

@@ -44,6 +44,8 @@ impl Saved {
             "options": run.options,
             "layers": super::lambda_sets(run.learner, &vec![0.0; run.learner.lambdas()]),
             "share": format!("{:?}", args.learning.share),
+            "train": [args.learning.train_head, args.learning.train_norms],
+            "device": args.learning.device,
             "bias": format!("{:?}", args.learning.bias),
             "model": format!("{:?}", run.learner.config()),
             "threads": std::thread::available_parallelism().map_or(0, usize::from),
@@ -70,7 +72,7 @@ impl Saved {
         let text = std::fs::read(&self.path).with_context(|| format!("cannot read {file}"))?;
         let content: Content = serde_json::from_slice(&text)
             .with_context(|| format!("{file} is no state of a run; leave out --resume"))?;
-        if content.m2pt_surgery_learning != 1 {
+        if content.m2pt_surgery_learning != 2 {
             bail!("{file} is of another version; leave out --resume");
         }
         let differs = |(name, value): (&String, &Value)| (content.key.get(name) != Some(value)).then(|| name.clone());
@@ -87,7 +89,7 @@ impl Saved {
     /// Replaces the file.
     pub(super) fn write(&self, history: &[Epoch], state: &State) -> Result<()> {
         let (key, history, state) = (self.key.clone(), history.to_vec(), state.clone());
-        let content = Content { m2pt_surgery_learning: 1, key, history, state };
+        let content = Content { m2pt_surgery_learning: 2, key, history, state };
         let mut file = TextFile::create(&self.path, true)?;
         file.write(&format!("{}\n", serde_json::to_string(&content)?))?;
         Ok(file.publish()?)

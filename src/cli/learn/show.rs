@@ -28,7 +28,7 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
         if args.aux.len() > 1 {
             printer.line(format!("auxiliary {}", printable(&aux.display().to_string())))?;
         }
-        let entries = report.learner.entries(number, &fitted.lambdas);
+        let entries = report.learner.entries(number, &fitted.values);
         let by_layer: BTreeMap<_, _> = entries.map(|(_, id, lambda)| (id, f64::from(lambda))).collect();
         printer.table(&lambdas::table(&by_layer, printer))?;
     }
@@ -44,8 +44,9 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
         None => "-".to_owned(),
     };
     let single = format!("{:+.4} in all", report.single);
+    let trained = report.without.as_ref().map(|evaluation| ("trained, lambda = 0", evaluation));
     let rows = [("lambda = 0", &report.zero), (single.as_str(), &report.of_single), ("learned", &report.learned)];
-    for (name, evaluation) in rows {
+    for (name, evaluation) in rows.into_iter().chain(trained) {
         table.add_row(vec![Cell::new(name), right(format!("{:.4}", evaluation.loss())), right(cell(evaluation))]);
     }
     printer.table(&table)?;
@@ -81,7 +82,10 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
     } else {
         printer.line("NOT better than lambda = 0 on the held-out samples by more than chance explains")?;
     }
-    let output = printable(&args.output.display().to_string());
+    let mut output = printable(&args.output.display().to_string());
+    if let Some(tensors) = &args.tensors {
+        output = format!("{output}, {}", printable(&tensors.display().to_string()));
+    }
     match (&args.fold, report.written) {
         (Some(_), false) => {
             printer.line("neither the lambda file nor the fold was written; --accept writes both all the same")?
@@ -104,6 +108,7 @@ pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
         "stop_samples": report.stop.len(),
         "held_out_samples": report.held_out.len(),
         "parameters": report.learner.lambdas(),
+        "trained": report.learner.trained().iter().map(|trained| trained.name()).collect::<Vec<_>>(),
         "steps": fitted.losses.len(),
         "ended": ended(fitted.ended),
         "not_finite_at_step": step,
@@ -113,6 +118,7 @@ pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
             "single": {"lambda": report.single, "loss": report.of_single.loss(),
                 "accuracy": report.of_single.accuracy(report.held_out.labels())},
             "learned": scores(&report.learned),
+            "trained_without_lambdas": report.without.as_ref().map(scores),
         },
         "loss_difference": {"mean": report.difference.0, "interval": interval},
         "accuracy_difference": report.paired.as_ref().map(|paired| json!({
@@ -121,7 +127,7 @@ pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
         })),
         "better": report.better,
         "written": report.written,
-        "lambdas": super::lambda_sets(report.learner, &fitted.lambdas),
+        "lambdas": super::lambda_sets(report.learner, &fitted.values),
         "epochs": report.history,
         "seconds_of_steps": fitted.seconds,
     })

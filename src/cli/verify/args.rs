@@ -131,6 +131,14 @@ pub(super) struct FoldArgs {
     /// The part of each auxiliary that holds the model
     #[arg(long, value_name = "PATH", requires = "aux")]
     pub(super) aux_root: Option<String>,
+
+    /// The file whose tensors took the place of the pathway's
+    #[arg(long, value_name = "FILE", requires = "pathway")]
+    pub(super) replace: Option<PathBuf>,
+
+    /// The part of that file that holds the tensors
+    #[arg(long, value_name = "PATH", requires = "replace")]
+    pub(super) replace_root: Option<String>,
 }
 
 /// What the weights do not tell.

@@ -33,6 +33,9 @@ pub(super) fn report(args: &Args, report: &Report<'_>) -> Value {
             let mut object = distance(&equivalence.logits, equivalence.tolerance);
             object["model"] = model(pathway.model);
             object["aux"] = json!(pathway.aux.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>());
+            object["replaced"] = json!(
+                pathway.replaced.map(|(path, names)| json!({"file": path.to_string_lossy(), "tensors": names}))
+            );
             object["layers"] = json!(pathway.layers);
             object["worst"] = json!(equivalence.worst.map(name));
             object["first_block"] = json!(equivalence.first_block());

@@ -20,8 +20,8 @@ use m2pt_surgery::verify::{
 use m2pt_surgery::{Checkpoint, DType};
 
 pub(super) use args::{Args, Ids, ImageArgs, ModelArgs, positive};
-pub(super) use models::{Model, root};
-use models::{device, request};
+use models::request;
+pub(super) use models::{Model, device, root};
 
 use super::printer::Printer;
 use super::progress::Bar;
@@ -72,6 +72,8 @@ struct Against<'r> {
 struct Unfolded<'r> {
     model: &'r Model<'r>,
     aux: Vec<PathBuf>,
+    /// The file whose tensors replace some of its own, and their names.
+    replaced: Option<(&'r Path, &'r [String])>,
     layers: usize,
     equivalence: Equivalence,
 }
@@ -172,7 +174,9 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
             let files = pairing.iter().flat_map(|pairing| &pairing.aux).take(aux);
             let aux = files.map(|aux| aux.tensors.checkpoint().path().to_owned()).collect();
             let layers = pairing.as_ref().map_or_else(|| model.learned(), Pathway::layers);
-            Some(Unfolded { model: unfolded, aux, layers, equivalence })
+            let replaced = pairing.as_ref().and_then(|pairing| pairing.target.replaced.as_ref());
+            let replaced = replaced.map(|replaced| (replaced.tensors.checkpoint().path(), replaced.names.as_slice()));
+            Some(Unfolded { model: unfolded, aux, replaced, layers, equivalence })
         }
         _ => None,
     };

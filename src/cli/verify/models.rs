@@ -184,7 +184,7 @@ fn prepare(flags: &ImageArgs, detected: &Detected, said_by: Option<String>) -> R
 }
 
 /// Where models are run, and its name.
-pub(super) fn device(name: &str) -> Result<(Device, String)> {
+pub(in crate::cli) fn device(name: &str) -> Result<(Device, String)> {
     let cuda = |number: usize| -> Result<(Device, String)> {
         if !cfg!(feature = "cuda") {
             bail!("--device {name}: this program was built without CUDA; build it with --features cuda");
@@ -214,5 +214,7 @@ pub(super) fn request(path: &Path, flags: &FoldArgs) -> Result<FoldRequest> {
     request.depth_mismatch = flags.depth_mismatch.into();
     request.target_root = root(flags.pathway_root.as_ref());
     request.aux_root = root(flags.aux_root.as_ref());
+    request.replace.clone_from(&flags.replace);
+    request.replace_root = root(flags.replace_root.as_ref());
     Ok(request)
 }

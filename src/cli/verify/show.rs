@@ -71,6 +71,9 @@ fn header(args: &Args, report: &Report<'_>, printer: &mut Printer) -> Result<()>
         for aux in &pathway.aux {
             line("auxiliary", &shown(aux), printer)?;
         }
+        if let Some((path, names)) = pathway.replaced {
+            line("replacing", &format!("{}  {} of the pathway", shown(path), counted(names.len(), "tensor")), printer)?;
+        }
     }
     if let Some(compared) = &report.reference {
         let logits = &compared.reference.logits;

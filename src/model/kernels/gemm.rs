@@ -3,21 +3,26 @@
 
 /// A matrix in a slice: where its first element is, and how far apart rows and columns are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct View<'a> {
-    pub(super) data: &'a [f32],
-    pub(super) row: usize,
-    pub(super) column: usize,
+pub(in crate::model) struct View<'a> {
+    pub(in crate::model) data: &'a [f32],
+    pub(in crate::model) row: usize,
+    pub(in crate::model) column: usize,
 }
 
 impl<'a> View<'a> {
     /// A row-major matrix with rows of `width`.
-    pub(super) fn rows(data: &'a [f32], width: usize) -> Self {
+    pub(in crate::model) fn rows(data: &'a [f32], width: usize) -> Self {
         View { data, row: width, column: 1 }
     }
 
     /// The transpose of a row-major matrix with rows of `width`.
-    pub(super) fn transposed(data: &'a [f32], width: usize) -> Self {
+    pub(in crate::model) fn transposed(data: &'a [f32], width: usize) -> Self {
         View { data, row: 1, column: width }
+    }
+
+    /// Its transpose.
+    pub(in crate::model) fn turned(self) -> Self {
+        View { row: self.column, column: self.row, ..self }
     }
 
     /// Elements from the first to past the last of `rows` x `columns`.
@@ -31,7 +36,7 @@ impl<'a> View<'a> {
 ///
 /// # Panics
 /// If a matrix reaches past the end of its slice.
-pub(super) fn product(
+pub(in crate::model) fn product(
     out: &mut [f32],
     stride: usize,
     (m, n, k): (usize, usize, usize),

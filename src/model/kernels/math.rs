@@ -14,7 +14,7 @@ const LANES: usize = 16;
 ///
 /// Cody and Waite's reduction by powers of two, then the Taylor polynomial of degree 7 on [-0.35, 0.35].
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub(in crate::model) fn exp(x: f32) -> f32 {
     /// 1.5 * 2^23: adding it rounds to an integer, which the low bits of the sum then hold.
     const ROUND: f32 = 12_582_912.0;
     let x = if x < -87.0 { -87.0 } else { x };
@@ -36,13 +36,13 @@ fn exp(x: f32) -> f32 {
 
 /// `1 / (1 + e^-x)`.
 #[inline(always)]
-fn sigmoid(x: f32) -> f32 {
+pub(in crate::model) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// The error function within 2e-7: formula 7.1.26 of Abramowitz and Stegun.
 #[inline(always)]
-pub(super) fn erf(x: f32) -> f32 {
+pub(in crate::model) fn erf(x: f32) -> f32 {
     let a = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * a);
     let p = 1.061_405_4;
@@ -72,7 +72,12 @@ fn activation(x: f32, kind: Activation) -> f32 {
 }
 
 /// Adds `bias`, if any, to each row of `values`, and applies the function, if any.
-pub(super) fn bias_activation(arch: Arch, values: &mut [f32], bias: Option<&[f32]>, kind: Option<Activation>) {
+pub(in crate::model) fn bias_activation(
+    arch: Arch,
+    values: &mut [f32],
+    bias: Option<&[f32]>,
+    kind: Option<Activation>,
+) {
     // One loop for each function: a branch within it would keep it from becoming vectors.
     match kind {
         None => arch.dispatch(
@@ -129,7 +134,14 @@ fn sum(row: &[f32], f: impl Fn(f32) -> f32) -> f32 {
 }
 
 /// LayerNorm of each row of `values` into `out`: `(x - mean) / sqrt(var + eps) * weight + bias`, `var` the mean of squares.
-pub(super) fn layer_norm(arch: Arch, values: &[f32], out: &mut [f32], weight: &[f32], bias: &[f32], eps: f32) {
+pub(in crate::model) fn layer_norm(
+    arch: Arch,
+    values: &[f32],
+    out: &mut [f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+) {
     let width = weight.len().max(1);
     arch.dispatch(
         #[inline(always)]
@@ -147,7 +159,7 @@ pub(super) fn layer_norm(arch: Arch, values: &[f32], out: &mut [f32], weight: &[
 }
 
 /// RMSNorm of each row of `values` into `out`: `x / sqrt(mean(x^2) + eps) * weight`.
-pub(super) fn rms_norm(arch: Arch, values: &[f32], out: &mut [f32], weight: &[f32], eps: f32) {
+pub(in crate::model) fn rms_norm(arch: Arch, values: &[f32], out: &mut [f32], weight: &[f32], eps: f32) {
     let width = weight.len().max(1);
     arch.dispatch(
         #[inline(always)]
@@ -165,7 +177,7 @@ pub(super) fn rms_norm(arch: Arch, values: &[f32], out: &mut [f32], weight: &[f3
 /// Softmax of each row of `scores`, in place, but for the division by their sums, which go to `sums`.
 ///
 /// A NaN anywhere in a row makes all of the row NaN.
-pub(super) fn softmax_unscaled(arch: Arch, scores: &mut [f32], width: usize, scale: f32, sums: &mut [f32]) {
+pub(in crate::model) fn softmax_unscaled(arch: Arch, scores: &mut [f32], width: usize, scale: f32, sums: &mut [f32]) {
     arch.dispatch(
         #[inline(always)]
         || {
@@ -186,7 +198,7 @@ pub(super) fn softmax_unscaled(arch: Arch, scores: &mut [f32], width: usize, sca
 }
 
 /// `x += gamma * y` for each row, or `x += y`.
-pub(super) fn add_scaled(arch: Arch, x: &mut [f32], y: &[f32], gamma: Option<&[f32]>) {
+pub(in crate::model) fn add_scaled(arch: Arch, x: &mut [f32], y: &[f32], gamma: Option<&[f32]>) {
     arch.dispatch(
         #[inline(always)]
         || match gamma {
@@ -203,7 +215,7 @@ pub(super) fn add_scaled(arch: Arch, x: &mut [f32], y: &[f32], gamma: Option<&[f
 }
 
 /// `x *= y`.
-pub(super) fn multiply(arch: Arch, x: &mut [f32], y: &[f32]) {
+pub(in crate::model) fn multiply(arch: Arch, x: &mut [f32], y: &[f32]) {
     arch.dispatch(
         #[inline(always)]
         || x.iter_mut().zip(y).for_each(|(x, y)| *x *= y),

@@ -6,9 +6,8 @@
 
 mod candle;
 mod fused;
-mod gemm;
-mod learning;
-mod math;
+pub(super) mod gemm;
+pub(super) mod math;
 
 use candle_core::{Device, Tensor};
 
@@ -138,14 +137,6 @@ impl Ops {
         match (self.kernels, self.precision) {
             (Kernels::Candle, _) | (_, Precision::F32) => Ok(x),
             (Kernels::Fused, precision) => x.to_dtype(precision.dtype())?.to_dtype(candle_core::DType::F32),
-        }
-    }
-
-    /// The parameter as a tensor, for what needs no kernel of its own.
-    pub(super) fn tensor(self, param: &Param<'_>) -> Result<Tensor> {
-        match self.kernels {
-            Kernels::Fused => Tensor::from_slice(param.slice()?, param.shape(), &Device::Cpu),
-            Kernels::Candle => param.tensor().cloned(),
         }
     }
 }

@@ -6,7 +6,7 @@ mod problem;
 
 pub(crate) use options::FoldOptions;
 pub use options::{BiasMode, BlockSet, DepthMismatch};
-pub use problem::{FoldProblem, ShapeMismatch};
+pub use problem::{FoldProblem, NotInTarget, ReplaceMismatch, ShapeMismatch};
 
 use super::{LambdaSpec, Plan, TensorRef};
 use crate::checkpoint::Placement;

@@ -3,7 +3,7 @@
 use super::BlockSet;
 use crate::naming::{LayerId, LayerKind};
 use crate::plan::LambdaProblem;
-use crate::tensor::{DType, shape_text};
+use crate::tensor::{DType, TensorSpec, shape_text};
 
 /// Why a fold cannot be planned. Files are named as the user gave them.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -165,6 +165,12 @@ pub enum FoldProblem {
     /// Two tensors that belong together have different shapes.
     #[error("{0}")]
     Shape(Box<ShapeMismatch>),
+    /// Tensors that should replace some of the target's, and have no counterpart.
+    #[error("{0}")]
+    NotInTarget(Box<NotInTarget>),
+    /// A tensor that should replace one of another kind.
+    #[error("{0}")]
+    Replace(Box<ReplaceMismatch>),
     /// A tensor is of a type that is not computed with.
     #[error("{name} of {file} is {dtype}; a fold needs float64, float32, float16 or bfloat16: convert it first")]
     Type {
@@ -207,4 +213,54 @@ pub struct ShapeMismatch {
     pub aux: String,
     /// Its shape.
     pub aux_shape: Vec<usize>,
+}
+
+/// Tensors that should take the place of the target's, which has none of their names.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{file} has tensors of names that {target} has not: {}; a tensor takes the place of one of the same name, and \
+     --replace-root chooses another part of the file",
+    names_text(names, *count)
+)]
+pub struct NotInTarget {
+    /// The target.
+    pub target: String,
+    /// The file.
+    pub file: String,
+    /// The first names, each with one of the target's that is like it.
+    pub names: Vec<(String, Option<String>)>,
+    /// How many there are.
+    pub count: usize,
+}
+
+fn names_text(names: &[(String, Option<String>)], count: usize) -> String {
+    let text = |(name, near): &(String, Option<String>)| match near {
+        Some(near) => format!("{name} (near it is {near})"),
+        None => name.clone(),
+    };
+    let all = names.iter().map(text).collect::<Vec<_>>().join(", ");
+    let more = count.saturating_sub(names.len());
+    if more > 0 { format!("{all} and {more} more") } else { all }
+}
+
+/// A tensor that should take the place of one of another shape, or of a type that is none of its kind.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{} is {} {} in {file}, but {} {} in {target}: a tensor takes the place of one of the same shape, and of the same type or \
+     both of float64, float32, float16 and bfloat16",
+    tensor.name,
+    other.dtype,
+    shape_text(&other.shape),
+    tensor.dtype,
+    shape_text(&tensor.shape)
+)]
+pub struct ReplaceMismatch {
+    /// The target.
+    pub target: String,
+    /// The file.
+    pub file: String,
+    /// The target's tensor.
+    pub tensor: TensorSpec,
+    /// The one that should take its place.
+    pub other: TensorSpec,
 }
