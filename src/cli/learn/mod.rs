@@ -147,7 +147,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     let mut uninterrupted = Uninterrupted(&mut bar);
     let single = match flags.search {
         None if ended == Ended::Cancelled => 0.0,
-        None => learner.search(&fit, Search::Grid, &options, &mut uninterrupted)?,
+        None => learner.search(&evenly(&fit, COMPARED), Search::Grid, &options, &mut uninterrupted)?,
         Some(_) => fitted.values[0],
     };
     let evaluate = |values: &[f32]| learner.evaluate(values, &held_out, options.objective, &());
@@ -230,6 +230,15 @@ impl m2pt_surgery::Progress for Uninterrupted<'_> {
     fn advance(&mut self, count: u64) {
         self.0.advance(count);
     }
+}
+
+/// Samples, at most, that choose the one lambda which learned ones are compared with: it takes 21 passes over them.
+const COMPARED: usize = 512;
+
+/// At most `most` of the samples, as far apart as they can be.
+fn evenly(samples: &Samples, most: usize) -> Samples {
+    let taken = samples.len().min(most);
+    samples.select(&(0..taken).map(|n| n * samples.len() / taken).collect::<Vec<_>>())
 }
 
 /// Bytes that can be had without swapping, where the system tells.

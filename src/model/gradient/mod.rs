@@ -11,7 +11,7 @@ mod plain;
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{CpuStorage, Device, Storage, Tensor, Var};
 use pulp::Arch;
 use rayon::prelude::*;
 
@@ -105,6 +105,19 @@ impl Room {
         let mut buffer = best.map(|(n, _)| self.free.swap_remove(n)).unwrap_or_default();
         buffer.resize(length, 0.0);
         buffer
+    }
+
+    /// The elements of a tensor, row-major.
+    fn copy(&mut self, tensor: &Tensor) -> Result<Vec<f32>> {
+        let tensor = tensor.contiguous()?;
+        let (storage, layout) = tensor.storage_and_layout();
+        let (Storage::Cpu(CpuStorage::F32(values)), Some((first, end))) = (&*storage, layout.contiguous_offsets())
+        else {
+            candle_core::bail!("float32 on the CPU is needed")
+        };
+        let mut copy = self.take(end - first);
+        copy.copy_from_slice(&values[first..end]);
+        Ok(copy)
     }
 
     fn give(&mut self, buffer: Vec<f32>) {
@@ -209,16 +222,18 @@ impl<'c> Vit<'c> {
             true => 0,
             false => blocks.iter().position(plain::Block::learns).unwrap_or(blocks.len()),
         };
-        let (mut x, mut kept) = (begun.flatten_all()?.to_vec1::<f32>()?, Vec::new());
+        let (mut x, mut kept) = (room.copy(&begun)?, Vec::new());
         for (n, block) in blocks.iter().enumerate() {
             let (y, needed) = block.forward(x, tokens, training.again || n < first, room);
             x = y;
             if n < first { needed.give(room) } else { kept.push((block, needed)) }
         }
-        let x = Var::from_tensor(&Tensor::from_vec(x, &shape, &Device::Cpu)?)?;
-        let (logits, g) = self.end(training, &x, slopes, gradients)?;
-        drop(x);
-        let mut g = g.flatten_all()?.to_vec1::<f32>()?;
+        let last = Var::from_tensor(&Tensor::from_slice(&x, &shape, &Device::Cpu)?)?;
+        // Every buffer goes back to where it came from, so that a step needs no more of them than the one before.
+        room.give(x);
+        let (logits, g) = self.end(training, &last, slopes, gradients)?;
+        drop(last);
+        let mut g = room.copy(&g)?;
         while let Some((block, needed)) = kept.pop() {
             let wanted = !kept.is_empty() || begun.track_op();
             match block.backward(needed, g, tokens, wanted, room, gradients) {
@@ -227,8 +242,9 @@ impl<'c> Vit<'c> {
             }
         }
         if begun.track_op() {
-            training.collect(&pull(&begun, &Tensor::from_vec(g, &shape, &Device::Cpu)?)?, gradients)?;
+            training.collect(&pull(&begun, &Tensor::from_slice(&g, &shape, &Device::Cpu)?)?, gradients)?;
         }
+        room.give(g);
         Ok(logits)
     }
 
@@ -282,4 +298,23 @@ impl<'c> Vit<'c> {
 /// The gradients of whatever `y` comes from, if that of `y` is `g`.
 fn pull(y: &Tensor, g: &Tensor) -> Result<GradStore> {
     (y * g.detach())?.sum_all()?.backward()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_are_used_again() {
+        let mut room = Room::new();
+        let (a, b) = (room.take(10), room.take(100));
+        let places = (a.as_ptr(), b.as_ptr());
+        room.give_all([Some(b), None, Some(a)]);
+        // The smallest that is large enough; one that is too small stays.
+        let (c, d) = (room.take(7), room.take(11));
+        assert_eq!(((c.as_ptr(), c.len()), (d.as_ptr(), d.len())), ((places.0, 7), (places.1, 11)));
+        let tensor = Tensor::new(&[[1f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap().t().unwrap();
+        assert_eq!(room.copy(&tensor).unwrap(), [1.0, 3.0, 2.0, 4.0]);
+        assert!(room.copy(&tensor.to_dtype(candle_core::DType::F64).unwrap()).is_err());
+    }
 }
