@@ -2,14 +2,15 @@
 
 use std::fmt;
 use std::fs::{File, Metadata};
+use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::path::Path;
+use std::thread;
 use std::time::SystemTime;
 
 use super::FolderProblem;
 use super::shrunk::{Watch, watch_map};
 use crate::error::{Error, Result};
-use crate::parallel;
 
 /// A whole file, mapped for reading; or bytes that are in memory already.
 pub(crate) enum Map {
@@ -34,16 +35,16 @@ const PIECE: usize = 64 << 20;
 impl Drop for Mapped {
     fn drop(&mut self) {
         let map = &self.map;
-        let pieces = parallel::threads(None).min(map.len() / PIECE);
+        let pieces = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(map.len() / PIECE);
         if pieces < 2 {
             return;
         }
         let piece = map.len().div_ceil(pieces).next_multiple_of(2 << 20);
-        std::thread::scope(|scope| {
+        thread::scope(|scope| {
             for first in (0..map.len()).step_by(piece) {
                 let let_go = move || let_go(map, first, piece.min(map.len() - first));
                 // Where there is no thread, or no such call, `munmap` does all of it.
-                let _ = std::thread::Builder::new().spawn_scoped(scope, let_go);
+                let _ = thread::Builder::new().spawn_scoped(scope, let_go);
             }
         });
     }
