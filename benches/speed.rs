@@ -27,7 +27,8 @@ fn fixture(name: &str) -> PathBuf {
 #[divan::bench(args = ["mnist_vit.pth", "mnist_pathway.pth"])]
 fn pickle_parse(bencher: Bencher<'_, '_>, name: &str) {
     let mut archive = zip::ZipArchive::new(fs::File::open(fixture(name)).unwrap()).unwrap();
-    let entry = archive.file_names().find(|name| name.ends_with("/data.pkl")).unwrap().to_owned();
+    let names = archive.file_names().map(std::result::Result::unwrap);
+    let entry = names.into_iter().find(|name| name.ends_with("/data.pkl")).unwrap().into_owned();
     let mut bytes = Vec::new();
     archive.by_name(&entry).unwrap().read_to_end(&mut bytes).unwrap();
     bencher.counter(BytesCount::of_slice(&bytes)).bench(|| pickle::parse(divan::black_box(&bytes)).unwrap());
