@@ -245,7 +245,7 @@ impl<E: Element> WithSimd for Fold<'_, E> {
                 sum += lambda * E::widen(values[index]);
             }
             out[index] = E::narrow(sum);
-            bad |= !(sum.abs() < E::LIMIT);
+            bad |= sum.is_nan() || sum.abs() >= E::LIMIT;
         }
         let trusted = |sum: f32| sum.is_finite() && sum > SMALLEST;
         if !trusted(squares) {
