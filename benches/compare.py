@@ -1,10 +1,11 @@
 """Whole commands beside `cp`, PyTorch, safetensors' recipe and mergekit-pytorch, by turns in one run: the tables of docs/performance.md.
 
     python benches/compare.py --binary target/release/m2pt-surgery [--size base|giant|both] [--rounds 7] [--folder DIR] [--mergekit PATH]
+        [--threads 1 2 ...] [--cold] [--only table|peers|small|threads|cold]
 
 Every output is a new file; the one before is removed first, so that all sides find the same memory for it. `cp` alone stands beside
 `--no-sync`, and `cp` and `sync FILE` beside the default. Inputs are in the page cache. Times are medians, and a ratio is the median of the
-rounds' ratios. Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
+rounds' ratios. `--threads` adds a table of folds on so many threads, `--cold` one of inputs that are not in the page cache. Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
 """
 
 import argparse
@@ -23,8 +24,8 @@ SIZES = {"base": "vit_base_patch16_224", "giant": "vit_giant_patch14_224"}
 MAKE = """
 import sys, timm, torch
 from safetensors.torch import save_file
-name, folder = sys.argv[1:]
-for number, kind in enumerate(("image", "audio", "video", "point")):
+name, folder, models = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for number, kind in enumerate(("image", "audio", "video", "point")[:models]):
     torch.manual_seed(number)
     state = timm.create_model(name).state_dict()
     torch.save(state, f"{folder}/{kind}.pth")
@@ -83,26 +84,36 @@ def anonymous(command):
     return peak / 1024
 
 
+def evict(path):
+    """Takes a file out of the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+
+
 class Bench:
     def __init__(self, binary, folder, rounds):
         self.binary, self.folder, self.rounds = str(binary), folder, rounds
 
-    def fresh(self, command, output):
+    def fresh(self, command, output, cold=()):
         output.unlink(missing_ok=True)
+        for name in cold:
+            evict(self.folder / name)
         took = timed(command)
         output.unlink()
         return took
 
-    def row(self, what, arguments, copied, synced=False):
-        """One line: the program, and `cp` of the file `copied`."""
+    def row(self, what, arguments, copied, synced=False, cold=()):
+        """One line: the program, and `cp` of the file `copied`; `cold` are files that neither finds in the page cache."""
         output = self.folder / f"out.{arguments[-1]}"
         command = [self.binary, *arguments[:-1], "-o", str(output), *([] if synced else ["--no-sync"])]
         plain = ["cp", str(self.folder / copied), str(output)]
         copy = ["sh", "-c", '"$@" && sync "$3"', "sh", *plain] if synced else plain
         ours, theirs = [], []
         for _ in range(self.rounds):
-            theirs.append(self.fresh(copy, output))
-            ours.append(self.fresh(command, output))
+            theirs.append(self.fresh(copy, output, cold))
+            ours.append(self.fresh(command, output, cold))
         memory = anonymous(command)
         output.unlink()
         ratio = statistics.median(a / b for a, b in zip(ours, theirs))
@@ -120,27 +131,48 @@ class Bench:
     def path(self, name):
         return str(self.folder / name)
 
-    def table(self):
-        pth = ["fold", self.path("image.pth"), "--lambda", "0.1", "--aux", self.path("audio.pth")]
-        more = ["--aux", self.path("video.pth"), "--aux", self.path("point.pth")]
+    def heading(self):
         print("| | here | `cp` of the target | ratio | anonymous memory |\n| --- | --- | --- | --- | --- |")
+
+    def fold_pth(self):
+        return ["fold", self.path("image.pth"), "--lambda", "0.1", "--aux", self.path("audio.pth")]
+
+    def threads(self, counts):
+        self.heading()
+        for count in counts:
+            arguments = [*self.fold_pth(), "--threads", str(count), "pth"]
+            self.row(f"fold .pth + .pth -> .pth, {count} thread{'s' * (count > 1)}", arguments, "image.pth")
+
+    def cold(self):
+        self.heading()
+        inputs = ("image.pth", "audio.pth")
+        self.row("fold .pth + .pth -> .pth, cold", [*self.fold_pth(), "pth"], "image.pth", cold=inputs)
+        convert = ["convert", self.path("image.pth"), "safetensors"]
+        self.row("convert .pth -> .safetensors, cold", convert, "image.pth", cold=inputs[:1])
+
+    def table(self):
+        pth = self.fold_pth()
+        more = ["--aux", self.path("video.pth"), "--aux", self.path("point.pth")]
+        self.heading()
         self.row("fold .pth + .pth -> .pth", [*pth, "pth"], "image.pth")
         self.row("the same, durable (`cp` and `sync FILE`)", [*pth, "pth"], "image.pth", synced=True)
         safetensors = ["fold", self.path("image.safetensors"), "--lambda", "0.1", "--aux", self.path("audio.safetensors")]
         self.row("fold .safetensors -> .safetensors", [*safetensors, "safetensors"], "image.safetensors")
-        self.row("fold, three auxiliaries", [*pth, *more, "pth"], "image.pth")
+        if (self.folder / "point.pth").exists():
+            self.row("fold, three auxiliaries", [*pth, *more, "pth"], "image.pth")
         for short in ("bf16", "f16"):
             files = [self.path(f"{kind}_{short}.pth") for kind in ("image", "audio")]
             self.row(f"fold, {short}", ["fold", files[0], "--lambda", "0.1", "--aux", files[1], "pth"], f"image_{short}.pth")
         self.row("convert .pth -> .safetensors", ["convert", self.path("image.pth"), "safetensors"], "image.pth")
         self.row("convert .safetensors -> .pth", ["convert", self.path("image.safetensors"), "pth"], "image.safetensors")
-        self.row("convert --dtype bf16", ["convert", self.path("image.pth"), "--dtype", "bf16", "pth"], "image.pth")
+        for dtype in ("bf16", "f16"):
+            self.row(f"convert --dtype {dtype}", ["convert", self.path("image.pth"), "--dtype", dtype, "pth"], "image.pth")
 
     def peers(self, mergekit):
         python = sys.executable
         files = self.path("image.pth"), self.path("audio.pth")
         output = self.folder / "out.pth"
-        print("\n| | time | anonymous memory |\n| --- | --- | --- |")
+        print("| | time | anonymous memory |\n| --- | --- | --- |")
         fold = [self.binary, "fold", files[0], "--aux", files[1], "--lambda", "0.1", "-o", str(output)]
         self.peer("fold, durable", fold, output)
         self.peer("PyTorch: load (mmap), add, save", [python, "-c", TORCH_FOLD, *files, str(output)], output)
@@ -167,7 +199,7 @@ class Bench:
         print(f"| mergekit-pytorch | {statistics.median(times):.2f} s | {anonymous(command):.0f} MiB |", flush=True)
 
     def small(self):
-        print("\n| | median |\n| --- | --- |")
+        print("| | median |\n| --- | --- |")
         image = self.path("image.pth")
         for what, command in [
             ("start-up (`--version`)", ["--version"]),
@@ -194,18 +226,30 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the files go, some 3 GB for each hundred million parameters")
     parser.add_argument("--mergekit", help="the program mergekit-pytorch")
+    parser.add_argument("--threads", type=int, nargs="+", default=[])
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--only", choices=["table", "peers", "small", "threads", "cold"], help="one of the tables")
     options = parser.parse_args()
     print(f"{processor()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}, medians of {options.rounds}")
     for size in SIZES if options.size == "both" else [options.size]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            subprocess.run([sys.executable, "-c", MAKE, SIZES[size], folder], check=True)
+            # Of the large model, a target and one auxiliary: all of them would not stay in the page cache.
+            models = "4" if size == "base" else "2"
+            subprocess.run([sys.executable, "-c", MAKE, SIZES[size], folder, models], check=True)
             bench = Bench(options.binary.resolve(), Path(folder), options.rounds)
             megabytes = os.path.getsize(bench.path("image.pth")) / 1e6
             print(f"\n## {SIZES[size]}, {megabytes:,.0f} MB\n")
-            bench.table()
+            tables = {"table": bench.table}
             if size == "base":
-                bench.peers(options.mergekit)
-                bench.small()
+                tables |= {"peers": lambda: bench.peers(options.mergekit), "small": bench.small}
+            if options.threads:
+                tables["threads"] = lambda: bench.threads(options.threads)
+            if options.cold:
+                tables["cold"] = bench.cold
+            for name, table in tables.items():
+                if options.only in (None, name):
+                    print()
+                    table()
 
 
 if __name__ == "__main__":

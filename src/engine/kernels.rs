@@ -43,12 +43,12 @@ fn put<const N: usize, T: Copy>(values: &[T], out: &mut [u8], to: impl Fn(T) -> 
 
 /// As PyTorch rounds: to nearest even, and NaN stays one.
 #[inline(always)]
-fn to_bf16(value: f32) -> [u8; 2] {
+pub(super) fn to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
     let quiet = bits >> 16 | 0x40;
     let bits = if bits & 0x7fff_ffff > 0x7f80_0000 { quiet } else { rounded };
-    (bits as u16).to_le_bytes()
+    bits as u16
 }
 
 impl Real for f32 {
@@ -84,7 +84,7 @@ impl Real for f32 {
                 halves.convert_from_f32_slice(values);
                 put(halves, out, f16::to_le_bytes);
             }
-            DType::BF16 => put(values, out, to_bf16),
+            DType::BF16 => put(values, out, |x| to_bf16(x).to_le_bytes()),
             DType::F64 => put(values, out, |x| f64::from(x).to_le_bytes()),
             _ => put(values, out, f32::to_le_bytes),
         }

@@ -149,7 +149,8 @@ pub(crate) fn run(
 impl Shared<'_> {
     /// Computes and writes the data of one file; returns what was found in each unit, in order.
     fn compute<'s>(&'s self, file: &'s OpenFile, threads: usize, progress: &mut dyn Progress) -> Result<Vec<Done<'s>>> {
-        let units = units::cut(self.plan, self.inputs, file.steps(), self.computer.unit());
+        let begin = |place| file.begin(place);
+        let units = units::cut(self.plan, self.inputs, file.steps(), self.computer.unit(), begin);
         let state = || Worker::new(self, file);
         let unit = |worker: &mut Worker<'s>, number: usize| worker.run(&units[number]);
         let done = parallel::run(units.len(), threads, &self.watched, progress, state, unit)?;

@@ -1,20 +1,178 @@
-//! The fold of float32 into float32, which is most of what is ever folded, in one pass over registers.
+//! The fold of float32 into float32, and of a half type into itself, which is nearly all that is ever folded: in one pass over
+//! registers.
+
+#[cfg(target_arch = "x86_64")]
+use std::any::Any;
 
 use pulp::{Simd, WithSimd};
 
 use super::Norms;
-use super::kernels::{BLOCK, sum_of_squares};
+use super::kernels::{self, sum_of_squares};
 
-/// A block of float32 elements plus terms.
-pub(super) struct FoldF32<'a> {
-    /// At most [`BLOCK`] elements.
-    pub(super) source: &'a [f32],
+/// A type whose tensors are folded in float32 vectors.
+pub(super) trait Element: Copy {
+    /// How an element lies in memory.
+    type Bits: bytemuck::Pod;
+    /// The smallest magnitude that is rounded to infinity.
+    const LIMIT: f32;
+    fn widen(bits: Self::Bits) -> f32;
+    /// Rounded to nearest even.
+    fn narrow(value: f32) -> Self::Bits;
+    /// A vector of as many elements as it takes.
+    #[inline(always)]
+    fn load<S: Simd>(_: S, bits: &[Self::Bits]) -> S::f32s {
+        load_each::<Self, S>(bits)
+    }
+    /// A vector, to as many elements.
+    #[inline(always)]
+    fn store<S: Simd>(_: S, values: S::f32s, bits: &mut [Self::Bits]) {
+        store_each::<Self, S>(values, bits);
+    }
+}
+
+/// Numbers in the widest vector that there is.
+const MOST_LANES: usize = 16;
+
+#[inline(always)]
+fn load_each<E: Element, S: Simd>(bits: &[E::Bits]) -> S::f32s {
+    let mut wide = [0.0; MOST_LANES];
+    let wide = &mut wide[..S::F32_LANES];
+    for (wide, bits) in wide.iter_mut().zip(bits) {
+        *wide = E::widen(*bits);
+    }
+    S::as_simd_f32s(wide).0[0]
+}
+
+#[inline(always)]
+fn store_each<E: Element, S: Simd>(values: S::f32s, bits: &mut [E::Bits]) {
+    for (bits, value) in bits.iter_mut().zip(bytemuck::cast_slice::<_, f32>(&[values])) {
+        *bits = E::narrow(*value);
+    }
+}
+
+/// float32, as it is.
+#[derive(Clone, Copy)]
+pub(super) struct F32;
+
+impl Element for F32 {
+    type Bits = f32;
+    const LIMIT: f32 = f32::INFINITY;
+
+    #[inline(always)]
+    fn widen(bits: f32) -> f32 {
+        bits
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> f32 {
+        value
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(_: S, bits: &[f32]) -> S::f32s {
+        S::as_simd_f32s(bits).0[0]
+    }
+
+    #[inline(always)]
+    fn store<S: Simd>(_: S, values: S::f32s, bits: &mut [f32]) {
+        S::as_mut_simd_f32s(bits).0[0] = values;
+    }
+}
+
+/// bfloat16.
+#[derive(Clone, Copy)]
+pub(super) struct BF16;
+
+impl Element for BF16 {
+    type Bits = u16;
+    // Half a step above the largest number, which is odd, so that the middle is rounded up.
+    const LIMIT: f32 = f32::from_bits(0x7f7f_8000);
+
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> u16 {
+        kernels::to_bf16(value)
+    }
+}
+
+/// float16. Processors with AVX-512 convert it by instructions; others, by the plain arithmetic here, which becomes vectors too.
+#[derive(Clone, Copy)]
+pub(super) struct F16;
+
+impl Element for F16 {
+    type Bits = u16;
+    const LIMIT: f32 = 65520.0;
+
+    #[inline(always)]
+    fn widen(bits: u16) -> f32 {
+        let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff) << 13);
+        // The exponent counts from 15 below 0, in float32 from 127 below.
+        let normal = magnitude + ((127 - 15) << 23);
+        // With an exponent that stands for 2^-14, what is above that is the number.
+        let subnormal = (f32::from_bits(magnitude + (113 << 23)) - f32::from_bits(113 << 23)).to_bits();
+        let (nan, special) = (magnitude > 0x1f << 23, magnitude | 0xff << 23);
+        let quiet = if nan { special | 1 << 22 } else { special };
+        let wide = if magnitude < 1 << 23 { subnormal } else { normal };
+        f32::from_bits(sign | if magnitude < 0x1f << 23 { wide } else { quiet })
+    }
+
+    #[inline(always)]
+    fn narrow(value: f32) -> u16 {
+        let bits = value.to_bits();
+        let (sign, magnitude) = (bits >> 16 & 0x8000, bits & 0x7fff_ffff);
+        let normal = magnitude.wrapping_sub((127 - 15) << 23).wrapping_add(0xfff + (magnitude >> 13 & 1)) >> 13;
+        // Added to 0.5, whose last place is 2^-24 as float16's is down there, it is rounded to that place.
+        let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+        let nan = 0x7e00 | (magnitude >> 13 & 0x3ff);
+        let narrow = if magnitude < 113 << 23 { subnormal } else { normal };
+        let finite = if magnitude < Self::LIMIT.to_bits() { narrow } else { 0x7c00 };
+        (sign | if magnitude > 0xff << 23 { nan } else { finite }) as u16
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, bits: &[u16]) -> S::f32s {
+        let _ = simd;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(v4) = (&simd as &dyn Any).downcast_ref::<pulp::x86::V4>()
+            && let Some((bits, _)) = bits.split_first_chunk::<16>()
+        {
+            let wide: [f32; 16] = pulp::cast(v4.avx512f._mm512_cvtph_ps(pulp::cast(*bits)));
+            return S::as_simd_f32s(&wide).0[0];
+        }
+        load_each::<Self, S>(bits)
+    }
+
+    #[inline(always)]
+    fn store<S: Simd>(simd: S, values: S::f32s, bits: &mut [u16]) {
+        let _ = simd;
+        #[cfg(target_arch = "x86_64")]
+        if let Some(v4) = (&simd as &dyn Any).downcast_ref::<pulp::x86::V4>()
+            && let Ok(values) = bytemuck::try_cast::<_, [f32; 16]>(values)
+            && let Some((bits, _)) = bits.split_first_chunk_mut::<16>()
+        {
+            /// To nearest even, without a word to anybody.
+            const NEAREST: i32 = std::arch::x86_64::_MM_FROUND_TO_NEAREST_INT | std::arch::x86_64::_MM_FROUND_NO_EXC;
+            *bits = pulp::cast(v4.avx512f._mm512_cvtps_ph::<NEAREST>(pulp::cast(values)));
+            return;
+        }
+        store_each::<Self, S>(values, bits);
+    }
+}
+
+/// A block of elements plus terms, all of one type.
+pub(super) struct Fold<'a, E: Element> {
+    /// At most [`kernels::BLOCK`] elements.
+    pub(super) source: &'a [E::Bits],
     /// The first term: its lambda, and as many elements.
-    pub(super) first: (f32, &'a [f32]),
+    pub(super) first: (f32, &'a [E::Bits]),
     /// The other terms, from left to right.
-    pub(super) more: &'a [(f32, &'a [f32])],
+    pub(super) more: &'a [(f32, &'a [E::Bits])],
     /// Where the result goes: as many elements.
-    pub(super) out: &'a mut [f32],
+    pub(super) out: &'a mut [E::Bits],
 }
 
 /// What a block gave.
@@ -32,82 +190,79 @@ const SIDE: usize = 2;
 /// Sums of squares in float32 that are smaller are not trusted: parts of them may have become 0 or lost digits.
 const SMALLEST: f32 = 1e-30;
 
-impl WithSimd for FoldF32<'_> {
+impl<E: Element> WithSimd for Fold<'_, E> {
     type Output = Folded;
 
-    /// Every result is a product, rounded, added to a sum, rounded. The sums of squares are made in float32 by so many lanes as
-    /// the processor has, at most 128 numbers each, and are good to about six digits.
+    /// Every result is a product, rounded, added to a sum, rounded, and rounded to the type. The sums of squares are made in
+    /// float32 by so many lanes as the processor has, at most 128 numbers each, and are good to about six digits.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Folded {
-        let FoldF32 { source, first, more, out } = self;
+        let Fold { source, first, more, out } = self;
         let zero = simd.splat_f32s(0.0);
-        let (mut squares, mut changes, mut bad) = ([zero; SIDE], [zero; SIDE], [zero; SIDE]);
-        let whole = source.len() / (S::F32_LANES * SIDE) * (S::F32_LANES * SIDE);
+        let (mut squares, mut changes) = ([zero; SIDE], [zero; SIDE]);
+        let limit = simd.splat_f32s(E::LIMIT);
+        let mut finite = [simd.less_than_f32s(zero, limit); SIDE];
+        let step = S::F32_LANES * SIDE;
+        let whole = source.len() / step * step;
         {
             let lambda = simd.splat_f32s(first.0);
-            let source = vectors::<S>(&source[..whole]).as_chunks::<SIDE>().0;
-            let values = vectors::<S>(&first.1[..whole]).as_chunks::<SIDE>().0;
-            let results = S::as_mut_simd_f32s(&mut out[..whole]).0.as_chunks_mut::<SIDE>().0;
-            for (number, ((out, source), values)) in results.iter_mut().zip(source).zip(values).enumerate() {
+            let places = out[..whole].chunks_exact_mut(step).zip(source[..whole].chunks_exact(step));
+            let places = places.zip(first.1[..whole].chunks_exact(step));
+            for (number, ((out, source), values)) in places.enumerate() {
                 for side in 0..SIDE {
-                    let mut change = simd.mul_f32s(lambda, values[side]);
-                    let mut sum = simd.add_f32s(source[side], change);
+                    let lanes = side * S::F32_LANES..(side + 1) * S::F32_LANES;
+                    let source = E::load(simd, &source[lanes.clone()]);
+                    let mut change = simd.mul_f32s(lambda, E::load(simd, &values[lanes.clone()]));
+                    let mut sum = simd.add_f32s(source, change);
                     for (lambda, values) in more {
-                        let values = vectors::<S>(values)[number * SIDE + side];
-                        let product = simd.mul_f32s(simd.splat_f32s(*lambda), values);
+                        let values = &values[number * step..][..step];
+                        let product = simd.mul_f32s(simd.splat_f32s(*lambda), E::load(simd, &values[lanes.clone()]));
                         sum = simd.add_f32s(sum, product);
                         change = simd.add_f32s(change, product);
                     }
-                    out[side] = sum;
-                    squares[side] = simd.add_f32s(squares[side], simd.mul_f32s(source[side], source[side]));
+                    E::store(simd, sum, &mut out[lanes]);
+                    squares[side] = simd.add_f32s(squares[side], simd.mul_f32s(source, source));
                     changes[side] = simd.add_f32s(changes[side], simd.mul_f32s(change, change));
-                    // What is not finite is NaN when it is taken from itself, and stays so.
-                    bad[side] = simd.add_f32s(bad[side], simd.sub_f32s(sum, sum));
+                    // NaN is not less than anything.
+                    finite[side] = simd.and_m32s(finite[side], simd.less_than_f32s(simd.abs_f32s(sum), limit));
                 }
             }
         }
         let total = |sums: [S::f32s; SIDE]| simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]));
         let (squares, changes) = (total(squares), total(changes));
-        let mut bad = total(bad) != 0.0;
+        let one = simd.splat_f32s(1.0);
+        let mut bad = total(finite.map(|finite| simd.select_f32s(finite, zero, one))) != 0.0;
         // The few that fill no vector.
-        let mut rest = [0.0; BLOCK];
-        let rest = &mut rest[..source.len() - whole];
-        for (index, change) in (whole..source.len()).zip(&mut *rest) {
-            *change = first.0 * first.1[index];
-            let mut sum = source[index] + *change;
-            for (lambda, values) in more {
-                let product = lambda * values[index];
-                sum += product;
-                *change += product;
-            }
-            out[index] = sum;
-            bad |= !sum.is_finite();
-        }
+        let change = |index: usize| {
+            let first = first.0 * E::widen(first.1[index]);
+            more.iter().fold(first, |change, (lambda, values)| change + lambda * E::widen(values[index]))
+        };
         let mut norms = Norms { source: squares.into(), change: changes.into() };
+        for index in whole..source.len() {
+            let value = E::widen(source[index]);
+            let mut sum = value + first.0 * E::widen(first.1[index]);
+            for (lambda, values) in more {
+                sum += lambda * E::widen(values[index]);
+            }
+            out[index] = E::narrow(sum);
+            bad |= sum.is_nan() || sum.abs() >= E::LIMIT;
+        }
         let trusted = |sum: f32| sum.is_finite() && sum > SMALLEST;
         if !trusted(squares) {
-            norms.source = sum_of_squares(&source[..whole], f64::from);
+            norms.source = sum_of_squares(&source[..whole], |bits| f64::from(E::widen(bits)));
         }
         if !trusted(changes) {
-            let change = |index: usize| {
-                more.iter().fold(first.0 * first.1[index], |change, (lambda, values)| change + lambda * values[index])
-            };
             norms.change = (0..whole).map(|index| f64::from(change(index)).powi(2)).sum();
         }
-        norms.source += sum_of_squares(&source[whole..], f64::from);
-        norms.change += sum_of_squares(rest, f64::from);
+        norms.source += sum_of_squares(&source[whole..], |bits| f64::from(E::widen(bits)));
+        norms.change += (whole..source.len()).map(|index| f64::from(change(index)).powi(2)).sum::<f64>();
         Folded { norms, bad }
     }
 }
 
-/// As many vectors as there are whole ones.
-#[inline(always)]
-fn vectors<S: Simd>(values: &[f32]) -> &[S::f32s] {
-    S::as_simd_f32s(values).0
-}
-
 #[cfg(test)]
 mod tests {
+    use super::kernels::BLOCK;
     use super::*;
     use pulp::Arch;
 
@@ -125,7 +280,7 @@ mod tests {
     fn fold(source: &[f32], terms: &[(f32, &[f32])]) -> Vec<(Vec<f32>, Folded)> {
         let run = |arch: Arch| {
             let mut out = vec![f32::NAN; source.len()];
-            let block = FoldF32 { source, first: terms[0], more: &terms[1..], out: &mut out };
+            let block = Fold::<F32> { source, first: terms[0], more: &terms[1..], out: &mut out };
             let folded = arch.dispatch(block);
             (out, folded)
         };
@@ -146,6 +301,88 @@ mod tests {
                 assert!((folded.norms.source - squares).abs() <= 1e-6 * squares, "{folded:?} {squares}");
                 assert!((folded.norms.change - change).abs() <= 1e-6 * change, "{folded:?} {change}");
             }
+        }
+    }
+
+    #[test]
+    fn half_types_are_what_their_standards_say() {
+        for bits in 0..=u16::MAX {
+            // NaN is made quiet, as processors do.
+            let quiet = |value: f32| if value.is_nan() { value.to_bits() | 1 << 22 } else { value.to_bits() };
+            assert_eq!(F16::widen(bits).to_bits(), quiet(half::f16::from_bits(bits).to_f32_const()), "{bits:#x}");
+            assert_eq!(BF16::widen(bits).to_bits(), u32::from(bits) << 16);
+        }
+        // Every number of float16, every middle of two of them, and what lies beside.
+        for bits in 0..0x7c00u16 {
+            let [low, high] = [bits, bits + 1].map(|bits| half::f16::from_bits(bits).to_f32_const());
+            let middle = if high.is_finite() { (low + high) / 2.0 } else { F16::LIMIT };
+            for value in [low, middle.next_down(), middle, middle.next_up()].into_iter().flat_map(|x| [x, -x]) {
+                assert_eq!(F16::narrow(value), half::f16::from_f32_const(value).to_bits(), "{value:e}");
+                assert_eq!(value.abs() < F16::LIMIT, half::f16::from_f32_const(value).is_finite(), "{value:e}");
+            }
+        }
+        for bits in (0..=u32::MAX).step_by(9973) {
+            let value = f32::from_bits(bits);
+            assert_eq!(F16::narrow(value), half::f16::from_f32_const(value).to_bits(), "{bits:#x}");
+            assert_eq!(BF16::narrow(value), half::bf16::from_f32(value).to_bits(), "{bits:#x}");
+            let finite = half::bf16::from_f32(value).is_finite();
+            assert_eq!(value.abs() < BF16::LIMIT, finite, "{bits:#x}");
+        }
+        for (value, finite) in [(BF16::LIMIT, false), (BF16::LIMIT.next_down(), true)] {
+            assert_eq!(half::bf16::from_f32(value).is_finite(), finite);
+        }
+    }
+
+    /// Folds two terms on the widest vectors that there are, and without any; what every element is by the crate `half`.
+    fn fold_halves<E: Element<Bits = u16>>(
+        widen: impl Fn(u16) -> f32,
+        narrow: impl Fn(f32) -> u16,
+        values: [Vec<u16>; 3],
+    ) {
+        let [source, a, b] = values;
+        let result = |((w, a), b): ((&u16, &u16), &u16)| (widen(*w) + 0.1f32 * widen(*a)) + -0.37f32 * widen(*b);
+        let expected: Vec<u16> = source.iter().zip(&a).zip(&b).map(result).map(&narrow).collect();
+        for arch in [Arch::new(), Arch::Scalar] {
+            let mut out = vec![0; source.len()];
+            let folded =
+                arch.dispatch(Fold::<E> { source: &source, first: (0.1, &a), more: &[(-0.37, &b)], out: &mut out });
+            assert_eq!(out, expected);
+            assert_eq!(folded.bad, expected.iter().any(|bits| !widen(*bits).is_finite()));
+            if !folded.bad {
+                let squares: f64 = source.iter().map(|bits| f64::from(widen(*bits)).powi(2)).sum();
+                assert!((folded.norms.source - squares).abs() <= 1e-5 * squares, "{folded:?} {squares}");
+            }
+        }
+    }
+
+    #[test]
+    fn half_types_are_computed_in_float32_and_rounded_once() {
+        let (f16, bf16) = (half::f16::from_f32_const, half::bf16::from_f32_const);
+        for count in [1, 15, 16, 32, 100, 2047, BLOCK] {
+            let values =
+                |to: &dyn Fn(f32) -> u16| [1, 2, 3].map(|seed| numbers(seed, count).into_iter().map(to).collect());
+            fold_halves::<F16>(
+                |x| half::f16::from_bits(x).to_f32_const(),
+                |x| f16(x).to_bits(),
+                values(&|x| f16(x).to_bits()),
+            );
+            fold_halves::<BF16>(
+                |x| half::bf16::from_bits(x).to_f32(),
+                |x| bf16(x).to_bits(),
+                values(&|x| bf16(x).to_bits()),
+            );
+        }
+        // Every number that there is, the smallest and those that overflow included; NaN and infinity apart.
+        for first in (0..=u16::MAX).step_by(BLOCK) {
+            let values = [0, 1, 77].map(|turn: u16| {
+                let bits = (0..BLOCK as u16).map(|bits| first.wrapping_add(bits).rotate_left(turn.into()));
+                bits.collect::<Vec<u16>>()
+            });
+            let finite = |mask: u16| {
+                values.clone().map(|v| v.into_iter().map(|x| if x & mask == mask { 1 } else { x }).collect())
+            };
+            fold_halves::<F16>(|x| half::f16::from_bits(x).to_f32_const(), |x| f16(x).to_bits(), finite(0x7c00));
+            fold_halves::<BF16>(|x| half::bf16::from_bits(x).to_f32(), |x| bf16(x).to_bits(), finite(0x7f80));
         }
     }
 

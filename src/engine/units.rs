@@ -26,8 +26,16 @@ pub(super) enum Unit {
 }
 
 /// The units of a file that holds these steps, in its order. A step whose tensors are read from where they are stored can be cut;
-/// one that has to be made in memory first is made once. Those with terms are cut into units of `folded` bytes.
-pub(super) fn cut(plan: &Plan, inputs: &[StateDict<'_>], steps: &[usize], folded: usize) -> Vec<Unit> {
+/// one that has to be made in memory first is made once. Those with terms are cut into units of `folded` bytes. `begin` tells where in
+/// the file the data at a place begins: a step is cut where the file's offset is a multiple of its units' size, because whole large
+/// pages are written a quarter faster.
+pub(super) fn cut(
+    plan: &Plan,
+    inputs: &[StateDict<'_>],
+    steps: &[usize],
+    folded: usize,
+    begin: impl Fn(usize) -> u64,
+) -> Vec<Unit> {
     let mut units = Vec::new();
     // Steps from here on are in no unit yet.
     let (mut open, mut open_bytes) = (0, 0);
@@ -37,9 +45,17 @@ pub(super) fn cut(plan: &Plan, inputs: &[StateDict<'_>], steps: &[usize], folded
         if step.bytes() > UNIT as u64 && is_in_place(step, inputs) {
             units.extend(close(open, place));
             (open, open_bytes) = (place + 1, 0);
-            let most = if step.terms.is_empty() { UNIT } else { folded } / step.dtype.size();
-            let firsts = (0..step.numel).step_by(most);
-            units.extend(firsts.map(|first| Unit::Part { place, first, count: most.min(step.numel - first) }));
+            let unit = if step.terms.is_empty() { UNIT } else { folded };
+            let most = unit / step.dtype.size();
+            let (mut first, boundary) = (0, (unit - begin(place) as usize % unit) / step.dtype.size());
+            let mut end = boundary.min(step.numel);
+            while first < step.numel {
+                // None if the first element reaches over the boundary.
+                if end > first {
+                    units.push(Unit::Part { place, first, count: end - first });
+                }
+                (first, end) = (end, step.numel.min(end + most));
+            }
             continue;
         }
         if step.bytes() > UNIT as u64 - open_bytes.min(UNIT as u64) {

@@ -8,7 +8,7 @@ use crc32fast::Hasher;
 use pulp::Arch;
 
 use super::kernels::{self, BLOCK, Real};
-use super::simd::FoldF32;
+use super::simd::{BF16, Element, F16, F32, Fold};
 use super::units::{UNIT, Unit};
 use super::{Lost, Norms, Shared};
 use crate::checkpoint::{TensorData, Unchecked};
@@ -84,10 +84,9 @@ impl Input<'_> {
         Some(&self.data.view().as_bytes()?[elements.start * size..elements.end * size])
     }
 
-    /// The elements, if they are float32 and lie in memory as this processor has them.
-    fn f32s(&self, elements: &Range<usize>) -> Option<&[f32]> {
-        let bytes = if self.data.dtype() == DType::F32 { self.bytes(elements)? } else { return None };
-        if cfg!(target_endian = "little") { bytemuck::try_cast_slice(bytes).ok() } else { None }
+    /// The elements, if they lie in memory as this processor has them; they have to be of that type.
+    fn bits<E: Element>(&self, elements: &Range<usize>) -> Option<&[E::Bits]> {
+        if cfg!(target_endian = "little") { bytemuck::try_cast_slice(self.bytes(elements)?).ok() } else { None }
     }
 
     /// Takes elements into the checksum; only tensors that lie in the map as they are have one.
@@ -333,13 +332,26 @@ impl<'w> Worker<'w> {
             buffer.resize(BLOCK, T::default());
             buffer
         });
+        // Tensors of one type, as nearly all are, have kernels of their own.
+        let alike = !terms.is_empty()
+            && std::iter::once(&*source)
+                .chain(terms.iter().map(|(_, term)| term))
+                .all(|i| i.data.dtype() == step.dtype);
+        let folds = match step.dtype {
+            DType::F32 if alike => Worker::fold::<F32>,
+            DType::F16 if alike => Worker::fold::<F16>,
+            DType::BF16 if alike => Worker::fold::<BF16>,
+            _ => |_: &mut Self, _: &Input<'w>, _: &[(f64, Input<'w>)], _: &Range<usize>, _: &mut Done<'w>| false,
+        };
         for first in range.clone().step_by(BLOCK) {
             let block = first..range.end.min(first + BLOCK);
             // Now, while the block is in the first-level cache, or on its way there.
             source.check(&block);
             terms.iter_mut().for_each(|(_, term)| term.check(&block));
             let bytes = block.len() * step.dtype.size();
-            self.block(step, source, terms, block, &mut buffers, done);
+            if !folds(self, source, terms, &block, done) {
+                self.block(step, source, terms, block, &mut buffers, done);
+            }
             if let Some(crc) = &mut done.crc {
                 crc.update(self.out.last(bytes));
             }
@@ -349,6 +361,30 @@ impl<'w> Worker<'w> {
             }
         }
         Ok(())
+    }
+
+    /// Computes at most [`BLOCK`] elements of tensors of one type, if all lie in memory as this processor has them; says whether.
+    fn fold<E: Element>(
+        &mut self,
+        source: &Input<'w>,
+        terms: &[(f64, Input<'w>)],
+        range: &Range<usize>,
+        done: &mut Done<'w>,
+    ) -> bool {
+        let terms: Option<Vec<_>> =
+            terms.iter().map(|(lambda, term)| Some((*lambda as f32, term.bits::<E>(range)?))).collect();
+        let (Some(source), Some([first, more @ ..])) = (source.bits::<E>(range), terms.as_deref()) else {
+            return false;
+        };
+        let before = self.out.filled;
+        let out = self.out.room(size_of_val(source));
+        let Ok(out) = bytemuck::try_cast_slice_mut(out) else {
+            self.out.filled = before;
+            return false;
+        };
+        let folded = self.arch.dispatch(Fold::<E> { source, first: *first, more, out });
+        done.add(folded.norms, folded.bad, Lost::default());
+        true
     }
 
     /// Computes at most [`BLOCK`] elements.
@@ -363,15 +399,6 @@ impl<'w> Worker<'w> {
     ) {
         let (arch, dtype) = (self.arch, step.dtype);
         let out = self.out.room(range.len() * dtype.size());
-        let terms_f32: Option<Vec<_>> =
-            terms.iter().map(|(lambda, term)| term.f32s(&range).map(|values| (*lambda as f32, values))).collect();
-        if let (Some(source), Some([first, more @ ..])) = (source.f32s(&range), terms_f32.as_deref())
-            && let Some(out) = as_f32s(dtype, out)
-        {
-            let folded = arch.dispatch(FoldF32 { source, first: *first, more, out });
-            done.add(folded.norms, folded.bad, Lost::default());
-            return;
-        }
         let [sum, values, change] = buffers.each_mut().map(|buffer| &mut buffer[..range.len()]);
         load(arch, source, &range, &mut self.raw, sum);
         let (mut norms, mut lost) = (Norms::default(), Lost::default());
@@ -418,11 +445,6 @@ impl<'w> Worker<'w> {
             lost,
         );
     }
-}
-
-/// Room for float32 elements, if it is for such.
-fn as_f32s(dtype: DType, out: &mut [u8]) -> Option<&mut [f32]> {
-    if dtype == DType::F32 && cfg!(target_endian = "little") { bytemuck::try_cast_slice_mut(out).ok() } else { None }
 }
 
 /// Elements of a tensor, as numbers.
