@@ -1,10 +1,11 @@
 """Whole commands beside `cp`, PyTorch, safetensors' recipe and mergekit-pytorch, by turns in one run: the tables of docs/performance.md.
 
     python benches/compare.py --binary target/release/m2pt-surgery [--size base|giant|both] [--rounds 7] [--folder DIR] [--mergekit PATH]
-        [--threads 1 2 ...] [--cold] [--only table|peers|small|threads|cold]
+        [--pages read|written] [--threads 1 2 ...] [--cold] [--only table|peers|small|threads|cold]
 
 Every output is a new file; the one before is removed first, so that all sides find the same memory for it. `cp` alone stands beside
-`--no-sync`, and `cp` and `sync FILE` beside the default. Inputs are in the page cache. Times are medians, and a ratio is the median of the
+`--no-sync`, and `cp` and `sync FILE` beside the default. Inputs are in the page cache, read from the disk, in large pages,
+or (`--pages written`) as PyTorch wrote them, mostly in small ones. Times are medians, and a ratio is the median of the
 rounds' ratios. `--threads` adds a table of folds on so many threads, `--cold` one of inputs that are not in the page cache. Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
 """
 
@@ -226,6 +227,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the files go, some 3 GB for each hundred million parameters")
     parser.add_argument("--mergekit", help="the program mergekit-pytorch")
+    parser.add_argument("--pages", choices=["read", "written"], default="read", help="how inputs came into the page cache")
     parser.add_argument("--threads", type=int, nargs="+", default=[])
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--only", choices=["table", "peers", "small", "threads", "cold"], help="one of the tables")
@@ -236,6 +238,12 @@ def main():
             # Of the large model, a target and one auxiliary: all of them would not stay in the page cache.
             models = "4" if size == "base" else "2"
             subprocess.run([sys.executable, "-c", MAKE, SIZES[size], folder, models], check=True)
+            if options.pages == "read":
+                for path in Path(folder).iterdir():
+                    evict(path)
+                    with path.open("rb") as file:
+                        while file.read(1 << 20):
+                            pass
             bench = Bench(options.binary.resolve(), Path(folder), options.rounds)
             megabytes = os.path.getsize(bench.path("image.pth")) / 1e6
             print(f"\n## {SIZES[size]}, {megabytes:,.0f} MB\n")
