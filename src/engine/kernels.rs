@@ -170,7 +170,7 @@ pub(super) fn count_lost<T: Real>(values: &[T], stored: &[T]) -> Lost {
 
 /// Whether a NaN or infinity is among little-endian elements of `dtype`.
 #[inline(always)]
-pub(super) fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
+pub(crate) fn has_non_finite(dtype: DType, bytes: &[u8]) -> bool {
     #[inline(always)]
     fn any<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> bool {
         // Without branches inside a block, so that it becomes vector instructions; nearly every block is finite.

@@ -15,6 +15,11 @@ pub struct Augment {
     pub crop: usize,
 }
 
+impl Augment {
+    /// The largest `crop`: more than any image is wide.
+    pub const MAX_CROP: usize = 1 << 16;
+}
+
 impl Samples {
     /// Those with these numbers, in that order, changed at random; the same for the same seed, whatever the others are.
     #[must_use]

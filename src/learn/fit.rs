@@ -79,6 +79,9 @@ impl FitOptions {
         {
             return wrong("momentum has to be 0 or more, and less than 1");
         }
+        if self.augment.crop > Augment::MAX_CROP {
+            return wrong(&format!("samples can be moved by {} pixels at most", Augment::MAX_CROP));
+        }
         if self.epochs == 0 || self.batch == 0 || self.patience == 0 {
             return wrong("epochs, batch and patience have to be 1 or more");
         }
@@ -130,16 +133,30 @@ impl State {
         self.epoch
     }
 
-    fn check(&self, numbers: usize, epochs: usize) -> Result<(), LearnError> {
+    /// Checks that it can be where a run of these options is, whatever was done to the file that it comes from.
+    fn check(&self, numbers: usize, lambdas: usize, options: &FitOptions, steps: usize) -> Result<(), LearnError> {
         let wrong = |what: &str| Err(LearnError::State { what: what.to_owned() });
         if [self.values.len(), self.best_values.len(), self.optimizer.parameters()] != [numbers; 3] {
             return wrong("other numbers are learned");
         }
-        if self.epoch > epochs || self.best > self.epoch {
+        if self.epoch > options.epochs || self.best > self.epoch {
             return wrong("it is past the last epoch");
         }
-        if !self.values.iter().chain(&self.best_values).all(|value| value.is_finite()) {
-            return wrong("a number is not finite");
+        if !self.optimizer.is_of(options.method, options.weight_decay, self.losses.len()) {
+            return wrong("its optimizer is another one");
+        }
+        if Some(self.losses.len()) != self.epoch.checked_mul(steps) {
+            return wrong("its steps are not those of its epochs");
+        }
+        let exact = |value: &f64| f64::from(*value as f32) == *value && value.is_finite();
+        if !self.values.iter().chain(&self.best_values).all(exact) || !self.best_loss.is_finite() {
+            return wrong("a number is no float32, or not finite");
+        }
+        // The bound is rounded to float32 when it is applied.
+        let bound = f64::from(options.max_abs as f32).max(options.max_abs);
+        let bounded = |values: &[f64]| values[..lambdas].iter().all(|value| value.abs() <= bound);
+        if !bounded(&self.values) || !bounded(&self.best_values) {
+            return wrong("a lambda is past the largest");
         }
         Ok(())
     }
@@ -213,15 +230,15 @@ impl Learner<'_, '_> {
         let rounded = |values: &[f64]| values.iter().map(|&value| value as f32).collect::<Vec<_>>();
         let mut state = match from {
             Some(state) => {
-                state.check(self.numbers(), options.epochs)?;
-                progress.advance((state.epoch * fit.len()) as u64);
+                state.check(self.numbers(), self.lambdas(), options, fit.len().div_ceil(options.batch))?;
+                progress.advance(state.epoch.saturating_mul(fit.len()) as u64);
                 state
             }
             None => self.first(stop, options, progress, each)?,
         };
         let mut order: Vec<usize> = (0..fit.len()).collect();
         let seed = |number: usize| options.seed.unwrap_or_default().wrapping_add(number as u64);
-        let steps = fit.len().div_ceil(options.batch) * options.epochs;
+        let steps = fit.len().div_ceil(options.batch).saturating_mul(options.epochs);
         let mut seconds = 0.0;
         for number in 1..=options.epochs {
             if options.seed.is_some() {
@@ -230,7 +247,7 @@ impl Learner<'_, '_> {
             if number <= state.epoch {
                 continue;
             }
-            if number > state.best + options.patience {
+            if number > state.best.saturating_add(options.patience) {
                 return Ok(state.fitted(Ended::Early, seconds));
             }
             let (mut loss, mut right, mut lr) = (0.0, 0, options.lr);

@@ -6,8 +6,9 @@ use candle_core::{Device, Tensor};
 
 use super::trained::{Train, Trained};
 use super::{LearnError, Objective, Samples};
-use crate::engine::Progress;
-use crate::error::Error;
+use crate::checkpoint::StateDict;
+use crate::engine::{Progress, has_non_finite};
+use crate::error::{Error, NonFiniteOrigin};
 use crate::model::{Branches, Config, Load, Training, Variable, Vit};
 use crate::naming::LayerId;
 use crate::plan::Parameter;
@@ -89,7 +90,7 @@ impl<'p, 'i> Learner<'p, 'i> {
     /// The layers that the pathway pairs, of a target with that configuration.
     ///
     /// # Errors
-    /// [`LearnError`]: the target has no head, or pathways of its own.
+    /// [`LearnError`]: the target has no head, or pathways of its own; [`Error::NonFinite`] for an auxiliary weight with NaN or infinity.
     pub fn new(pathway: &'p Pathway<'i>, config: &'p Config, share: Share) -> Result<Self, LearnError> {
         if config.classes.is_none() {
             let path = pathway.target.tensors.checkpoint().path().to_owned();
@@ -108,6 +109,7 @@ impl<'p, 'i> Learner<'p, 'i> {
                 };
                 let next = groups.len();
                 let group = *groups.entry((aux, first, second)).or_insert(next);
+                finite(&pathway.aux[aux].tensors, tensor)?;
                 layers.push(Learned { name: name.to_owned(), id, parameter, aux, tensor, group });
             }
         }
@@ -198,8 +200,8 @@ impl<'p, 'i> Learner<'p, 'i> {
         layers.map(|layer| (layer.name.strip_suffix(".weight").unwrap_or(&layer.name), layer.id, values[layer.group]))
     }
 
-    /// Bytes that fitting takes, beyond the samples, about: the folded weights, those for evaluation, and what a batch leaves behind for
-    /// the backward pass. Weights of float32 stay in the maps of their files.
+    /// Bytes that fitting takes, beyond the samples, about: the folded weights, those for evaluation, what is learned, and what a batch
+    /// leaves behind for the backward pass. Weights of float32 stay in the maps of their files.
     #[must_use]
     pub fn bytes(&self, batch: usize) -> u64 {
         let Config { width, hidden, depth, heads, .. } = *self.config;
@@ -208,13 +210,16 @@ impl<'p, 'i> Learner<'p, 'i> {
         // Of a block: its input, qkv, what attention mixed, between attention and MLP, and inside of the MLP.
         let block = tokens * (6 * width + hidden);
         let passing = tokens * (4 * width + 2 * hidden);
-        let kept = if self.again { depth * tokens * width + block } else { depth * block };
-        // On a GPU nothing is in a map, and candle keeps what every operation leaves.
-        let (kept, copies) = match self.device.is_cpu() {
-            true => (kept, 2),
-            false => (3 * kept + depth * 3 * heads * tokens * tokens, 3 + self.pathway.aux.len() as u64),
+        // On a GPU nothing is in a map. Through candle's gradients, every operation leaves what it computed.
+        let copies = if self.device.is_cpu() { 2 } else { 3 + self.pathway.aux.len() as u64 };
+        let block = match self.device.is_cpu() && self.config.plain_blocks() {
+            true => block,
+            false => 5 * block + 4 * heads * tokens * tokens,
         };
-        weights * copies + (batch * (kept + passing) * 4) as u64
+        let kept = if self.again { depth * tokens * width + block } else { depth * block };
+        // Values, best values, two moments and gradients, and the same once more while an epoch is under way.
+        let own = (self.numbers() - self.lambdas) as u64 * 160;
+        weights * copies + own + (batch * (kept + passing) * 4) as u64
     }
 
     fn path(&self) -> &std::path::Path {
@@ -291,6 +296,18 @@ impl<'p, 'i> Learner<'p, 'i> {
         let training = Training::new(variables, self.again);
         Ok(Differentiable { vit, training, device: self.device.clone(), path: self.path().to_owned() })
     }
+}
+
+/// Refuses NaN and infinity, as the fold of the tensor would.
+fn finite(tensors: &StateDict<'_>, index: usize) -> Result<(), LearnError> {
+    let data = tensors.tensor(index)?;
+    let mut bad = false;
+    data.view().for_each_piece(&mut Vec::new(), |bytes| bad |= has_non_finite(data.dtype(), bytes));
+    if bad {
+        let (tensor, path) = (tensors.specs()[index].name.clone(), tensors.checkpoint().path().to_owned());
+        return Err(Error::NonFinite { tensor: tensor.clone(), origin: NonFiniteOrigin::Input { path, tensor } }.into());
+    }
+    Ok(())
 }
 
 /// A model with what is learned of it.

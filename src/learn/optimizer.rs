@@ -58,9 +58,19 @@ impl Optimizer {
         self.first.len().min(self.second.len())
     }
 
+    /// Whether it can be one of these options after so many steps.
+    pub(super) fn is_of(&self, method: Method, weight_decay: f64, steps: usize) -> bool {
+        let moments =
+            self.first.iter().all(|x| x.is_finite()) && self.second.iter().all(|x| x.is_finite() && *x >= 0.0);
+        moments
+            && self.method == method
+            && self.weight_decay == weight_decay
+            && usize::try_from(self.steps).ok() == Some(steps)
+    }
+
     /// One step, of AdamW: decay, moments, their bias corrections, update.
     pub fn step(&mut self, values: &mut [f64], gradients: &[f64], lr: f64) {
-        self.steps += 1;
+        self.steps = self.steps.saturating_add(1);
         let corrected = (1.0 - BETAS.0.powi(self.steps), 1.0 - BETAS.1.powi(self.steps));
         let moments = self.first.iter_mut().zip(&mut self.second);
         for (number, ((value, gradient), (first, second))) in values.iter_mut().zip(gradients).zip(moments).enumerate()

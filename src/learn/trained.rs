@@ -4,8 +4,7 @@ use std::ops::Range;
 
 use super::LearnError;
 use crate::checkpoint::StateDict;
-use crate::model::{Config, ModelError, prefix_of};
-use crate::tensor::decode_f64;
+use crate::model::{Config, ModelError, prefix_of, read_f32};
 
 /// What of the target is learned beside lambdas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -78,7 +77,10 @@ impl Trained {
         let (mut trained, mut next) = (Vec::new(), first);
         for (name, shape) in chosen {
             let (name, numel) = (format!("{prefix}{name}"), shape.iter().product::<usize>());
-            let start = read(tensors, &name)?;
+            let start = match tensors.find(&name) {
+                Some(index) => read_f32(tensors, index).map_err(wrong)?,
+                None => Vec::new(),
+            };
             if start.len() != numel {
                 return Err(LearnError::Option(format!("{name:?} is not {shape:?}")));
             }
@@ -116,23 +118,4 @@ fn is_norm(name: &str) -> bool {
     let mut parts = name.rsplit('.');
     let last = matches!(parts.next(), Some("weight" | "bias"));
     last && parts.next().is_some_and(|module| module.contains("norm"))
-}
-
-fn read(tensors: &StateDict<'_>, name: &str) -> Result<Vec<f32>, LearnError> {
-    let wrong = |source: ModelError| LearnError::model(tensors.checkpoint().path(), source);
-    let Some(index) = tensors.find(name) else { return Ok(Vec::new()) };
-    let dtype = tensors.specs()[index].dtype;
-    let data = tensors.tensor(index)?;
-    let (mut values, mut wide, mut failed) = (Vec::new(), Vec::new(), None);
-    data.view().for_each_piece(&mut Vec::new(), |bytes| {
-        wide.clear();
-        match decode_f64(dtype, bytes, &mut wide) {
-            Ok(()) => values.extend(wide.iter().map(|&x| x as f32)),
-            Err(error) => failed = Some(error.0),
-        }
-    });
-    match failed {
-        Some(dtype) => Err(wrong(ModelError::Type { name: name.to_owned(), dtype })),
-        None => Ok(values),
-    }
 }

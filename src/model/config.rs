@@ -239,6 +239,12 @@ impl Config {
         self.grid().0.saturating_mul(self.grid().1)
     }
 
+    /// Whether its blocks are of the commonest kind, timm's `Block` with nothing that is optional in it but scales of its layers.
+    pub(crate) fn plain_blocks(&self) -> bool {
+        let optional = self.differential || self.qk_norm || self.scale_attn_norm || self.scale_mlp_norm;
+        self.block == BlockKind::PreNorm && self.mlp == MlpKind::Plain && !optional
+    }
+
     /// Checks that such a model can exist.
     ///
     /// # Errors

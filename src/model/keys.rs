@@ -458,17 +458,30 @@ fn read<'c>(tensors: &StateDict<'c>, index: usize, holding: &Holding) -> Result<
     if native && data.as_bytes().is_some_and(|bytes| bytemuck::try_cast_slice::<u8, f32>(bytes).is_ok()) {
         return Ok(Param { shape, values: Values::Stored(data) });
     }
+    let mut values = decoded(&spec.name, spec.dtype, &data)?;
+    precision.round(&mut values);
+    Ok(Param { shape, values: Values::Owned(values) })
+}
+
+/// The elements of a tensor as float32, row-major.
+fn decoded(name: &str, dtype: DType, data: &TensorData<'_>) -> Result<Vec<f32>, ModelError> {
     let (mut values, mut wide, mut failed) = (Vec::with_capacity(data.view().numel()), Vec::new(), None);
     data.view().for_each_piece(&mut Vec::new(), |bytes| {
         wide.clear();
-        match decode_f64(spec.dtype, bytes, &mut wide) {
+        match decode_f64(dtype, bytes, &mut wide) {
             Ok(()) => values.extend(wide.iter().map(|&x| x as f32)),
             Err(error) => failed = Some(error.0),
         }
     });
-    if let Some(dtype) = failed {
-        return Err(ModelError::Type { name: spec.name.clone(), dtype });
+    match failed {
+        Some(dtype) => Err(ModelError::Type { name: name.to_owned(), dtype }),
+        None => Ok(values),
     }
-    precision.round(&mut values);
-    Ok(Param { shape, values: Values::Owned(values) })
+}
+
+/// The elements of the tensor `index` as float32, row-major.
+pub(crate) fn read_f32(tensors: &StateDict<'_>, index: usize) -> Result<Vec<f32>, ModelError> {
+    let spec = &tensors.specs()[index];
+    let data = tensors.tensor(index).map_err(|error| ModelError::Read(Box::new(error)))?;
+    decoded(&spec.name, spec.dtype, &data)
 }

@@ -23,6 +23,7 @@ pub use config::{Activation, BlockKind, Config, MlpKind, Norm, NormKind, Pool, P
 pub use detect::{Detected, Hints};
 pub use gradient::{Gradients, Slopes, Training};
 pub use kernels::{Kernels, Precision};
+pub(crate) use keys::read_f32;
 pub use keys::{Branches, KeyProblems};
 pub use variable::Variable;
 pub use vit::{Load, Vit};

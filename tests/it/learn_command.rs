@@ -110,6 +110,23 @@ fn a_run_that_was_interrupted_goes_on_to_the_same_lambdas() {
         bench.put("out/state", damaged);
         bench.refused(&other(&["--lr", "0.01"]), &["out/state is no state of a run", "--resume"]);
     }
+    // Well-formed, and not what a run can have written.
+    for (place, wrong, phrase) in [
+        ("/state/values/0", json!(1e300), "no float32"),
+        ("/state/values/0", json!(0.1), "no float32"),
+        ("/state/best_values/0", json!(9.0), "past the largest"),
+        ("/state/best_loss", json!(null), "no state of a run"),
+        ("/state/optimizer/steps", json!(-1), "optimizer"),
+        ("/state/optimizer/second/0", json!(-1.0), "optimizer"),
+        ("/state/optimizer/weight_decay", json!(0.5), "optimizer"),
+        ("/state/losses", json!([]), "optimizer"),
+        ("/state/epoch", json!(7), "history"),
+    ] {
+        let mut content: Value = serde_json::from_slice(&saved).unwrap();
+        *content.pointer_mut(place).unwrap() = wrong;
+        bench.put("out/state", content.to_string().as_bytes());
+        bench.refused(&other(&["--lr", "0.01"]), &["out", phrase, "--resume"]);
+    }
 }
 
 #[test]
@@ -264,10 +281,14 @@ fn what_cannot_be_learned_is_refused() {
     let expected = (0..3).flat_map(|block| ["attn.qkv", "mlp.fc1"].map(|kind| format!("blocks.{block}.{kind}")));
     assert_eq!(names, expected.collect::<Vec<_>>());
     fs::remove_file(bench.path("out/l.json")).unwrap();
-    // NaN is met in the first step: nothing moves, and that is said.
-    let output = bench.run(&[&with("nan.safetensors")[..], &out, &["--epochs", "1"]].concat());
+    let args = [&with("nan.safetensors")[..], &out].concat();
+    assert_refusal(&bench.run(&args), &args, &["nan.safetensors", "blocks.0.attn.qkv.weight", "NaN"]);
+    // After a step that is far too long nothing is finite: nothing of it is kept, and that is said.
+    let far = ["--epochs", "1", "--batch", "8", "--lr", "1e30", "--max-abs", "1e30"];
+    let output = bench.run(&learn(&[&far[..], &out].concat()));
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.code() == Some(1) && stderr.contains("NaN or infinite at step 1"), "{stderr}");
+    assert!(output.status.code() == Some(1) && stderr.contains("NaN or infinite at step 2"), "{stderr}");
+    assert!(value(&bench, "out/l.json").as_object().unwrap().values().all(|lambda| lambda == &json!(0.0)));
     fs::remove_file(bench.path("out/l.json")).unwrap();
     for (more, phrases) in [
         (&["--lr", "0"][..], ["learning rate", "above 0"]),
@@ -276,11 +297,20 @@ fn what_cannot_be_learned_is_refused() {
         (&["--init", "2"], ["first lambda", "largest |lambda|"]),
         (&["--fold", "out/l.json"], ["-o and --fold", "same file"]),
         (&["--log", "out/a", "--plot", "out/a"], ["--log and --plot", "same file"]),
+        (&["--log", "./out/../out/l.json"], ["-o and --log", "same file"]),
+        (&["--crop", "70000"], ["65536 pixels", "at most"]),
     ] {
         let args = learn(&[more, &out].concat());
         bench.refused(&args, &phrases);
     }
     bench.refused(&learn(&["-o", "early.pth", "--force"]), &["-o would replace early.pth", "which is read"]);
+    bench.refused(&learn(&["-o", "digits.json", "--force"]), &["-o would replace digits.json", "which is read"]);
+    let image = fs::read_dir(bench.path("few/3")).unwrap().next().unwrap().unwrap().file_name().into_string().unwrap();
+    let image = format!("few/3/{image}");
+    bench.refused(
+        &learn(&["-o", "out/l.json", "--state", &image, "--force"]),
+        &["--state would replace", "which is read"],
+    );
     bench.refused(&learn(&["-o", "out/l.json", "--fold", "out/m.xyz"]), &["out/m.xyz", "extension"]);
     bench.refused(&learn(&["-o", "out/l.json", "--fold", "vit.pth"]), &["vit.pth", "exists already"]);
     fs::create_dir(bench.path("none")).unwrap();

@@ -22,8 +22,8 @@ use crate::cli::verify::{Ids, ImageArgs, ModelArgs, positive};
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ -o lambda.json --train-head --tensors head.safetensors
   m2pt-surgery learn image.pth --aux audio.pth --samples train/ --search golden -o lambda.json     one lambda for all layers
 
-Exit status: 0 better than lambda = 0 on the held-out samples, by more than chance explains; 1 not so, or stopped at a loss that is
-not finite; 2 it could not be done.")]
+Exit status: 0 better than lambda = 0 on the held-out samples, by more than chance explains (with --train-head or --train-norms: than the
+target as it is, and than what was trained with lambda = 0); 1 not so, or stopped at a loss that is not finite; 2 it could not be done.")]
 pub(in crate::cli) struct Args {
     /// The checkpoint that is improved
     pub(super) target: PathBuf,
@@ -41,11 +41,11 @@ pub(in crate::cli) struct Args {
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: PathBuf,
 
-    /// Fold with the learned lambdas, too: .pth or .safetensors. Neither file is written if they are not better than 0
+    /// Fold with what was learned, too: .pth or .safetensors. Nothing is written if it is not better than lambda = 0
     #[arg(long, value_name = "FILE")]
     pub(super) fold: Option<PathBuf>,
 
-    /// Write both also if they are not better than 0
+    /// Write the files also if it is not better than lambda = 0
     #[arg(long, requires = "fold")]
     pub(super) accept: bool,
 

@@ -5,7 +5,7 @@ mod plot;
 mod saved;
 mod show;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -48,8 +48,12 @@ struct Report<'r> {
     paired: Option<Paired>,
     /// The learned ones' loss less that of lambda = 0, and its interval.
     difference: (f64, Option<Interval>),
+    /// The same, less that of the trained parameters without the lambdas, if there are such.
+    of_lambdas: Option<(f64, Option<Interval>)>,
     better: bool,
     written: bool,
+    /// Whether the fold was made, where one was asked for and written.
+    folded: bool,
 }
 
 pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
@@ -95,11 +99,14 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     if what != Train::default() {
         learner = learner.train(what)?;
     }
+    let on_cpu = device.is_cpu();
     let learner = learner.on(device).again(flags.checkpoint_activations);
 
     let Sets { fit, stop, held_out } = samples(args, &model, options.objective, printer)?;
-    let needed = learner.bytes(options.batch.min(fit.len()))
-        + (fit.len() + stop.len() + held_out.len()) as u64 * input_bytes(&model);
+    let of_samples = (fit.len() + stop.len() + held_out.len()) as u64 * input_bytes(&model);
+    // A state is written as text, of which this is room for one.
+    let of_state = if args.state.is_some() { 140 * (learner.numbers() - learner.lambdas()) as u64 } else { 0 };
+    let needed = learner.bytes(options.batch.min(fit.len())) + of_samples + of_state;
     let what = match flags.search {
         None => {
             let lambdas = format!("{} of {}", counted(learner.lambdas(), "lambda"), counted(learner.layers(), "layer"));
@@ -117,7 +124,7 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         held_out.len(),
         bytes(needed)
     ));
-    if let Some(free) = free_memory().filter(|&free| free < needed && flags.device == "cpu") {
+    if let Some(free) = free_memory().filter(|&free| on_cpu && free < needed) {
         let way_out = match flags.checkpoint_activations || flags.search.is_some() {
             true => "a smaller --batch needs less",
             false => "--checkpoint-activations needs less, and so does a smaller --batch",
@@ -163,9 +170,14 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
     };
     drop(bar);
 
-    let differences: Vec<f64> = learned.losses.iter().zip(&zero.losses).map(|(a, b)| a - b).collect();
-    let difference = statistics::mean(&differences).unwrap_or((f64::NAN, None));
-    let better = difference.1.is_some_and(|interval| interval.high < 0.0);
+    let less = |other: &Evaluation| {
+        let differences: Vec<f64> = learned.losses.iter().zip(&other.losses).map(|(a, b)| a - b).collect();
+        statistics::mean(&differences).unwrap_or((f64::NAN, None))
+    };
+    let below = |difference: &(f64, Option<Interval>)| difference.1.is_some_and(|interval| interval.high < 0.0);
+    let (difference, of_lambdas) = (less(&zero), without.as_ref().map(less));
+    // Where a head was trained, a better model says nothing of lambdas.
+    let better = below(&difference) && of_lambdas.as_ref().is_none_or(below);
     let labels: Option<Vec<usize>> = held_out.labels().iter().copied().collect();
     let paired = labels.map(|labels| Paired::new(&learned.logits.predictions(), &zero.logits.predictions(), &labels));
     warn(&learner, &fitted, &options, printer);
@@ -186,16 +198,10 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         picture.write(&plot::draw(&learner, &fitted, &history, (zero.loss(), learned.loss()))?)?;
         picture.publish()?;
     }
-    if let Some(mut merged) = merged.filter(|_| written) {
-        for (aux, lambdas) in merged.aux.iter_mut().zip(super::fold::lambda_sets(&args.output)?) {
-            aux.lambda = Some(lambdas);
-        }
-        merged.replace.clone_from(&args.tensors);
-        let inputs = merged.open()?;
-        let fold = inputs.plan()?;
-        fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet))
-            .context("the lambda file was written, but not the fold")?;
-    }
+    let folded = match merged.filter(|_| written) {
+        Some(merged) => fold(merged, args, quiet).context("the lambda file was written, but not the fold"),
+        None => Ok(()),
+    };
     let report = Report {
         learner: &learner,
         fit: &fit,
@@ -211,16 +217,31 @@ pub(super) fn run(args: &Args, printer: &mut Printer) -> Result<ExitCode> {
         without,
         paired,
         difference,
+        of_lambdas,
         better,
         written,
+        folded: folded.is_ok(),
     };
     if args.json {
         printer.json(&show::json(args, &report))?
     } else {
         show::report(args, &report, printer)?
     }
+    folded?;
     let sound = better && !matches!(ended, Ended::NotFinite(_));
     Ok(if sound { DONE } else { ExitCode::from(FINDING) })
+}
+
+/// Folds what was learned and written.
+fn fold(mut request: FoldRequest, args: &Args, quiet: bool) -> Result<()> {
+    for (aux, lambdas) in request.aux.iter_mut().zip(super::fold::lambda_sets(&args.output)?) {
+        aux.lambda = Some(lambdas);
+    }
+    request.replace.clone_from(&args.tensors);
+    let inputs = request.open()?;
+    let fold = inputs.plan()?;
+    fold.run(&mut Bar::new(fold.work_bytes(), "folding", quiet))?;
+    Ok(())
 }
 
 /// Counts, and is not asked to stop.
@@ -256,26 +277,39 @@ fn check_outputs(args: &Args) -> Result<()> {
     if let Some(path) = args.tensors.as_ref().filter(|path| path.extension().is_none_or(|ext| ext != "safetensors")) {
         bail!("--tensors {}: it has to be a .safetensors file", path.display());
     }
+    let outputs = [
+        ("-o", Some(&args.output)),
+        ("--log", args.log.as_ref()),
+        ("--fold", args.fold.as_ref()),
+        ("--plot", args.plot.as_ref()),
+        ("--state", args.state.as_ref()),
+        ("--tensors", args.tensors.as_ref()),
+    ];
     let outputs: Vec<(&str, &Path)> =
-        [("-o", Some(&args.output)), ("--log", args.log.as_ref()), ("--fold", args.fold.as_ref())]
-            .into_iter()
-            .chain([
-                ("--plot", args.plot.as_ref()),
-                ("--state", args.state.as_ref()),
-                ("--tensors", args.tensors.as_ref()),
-            ])
-            .filter_map(|(flag, path)| Some((flag, path?.as_path())))
-            .collect();
+        outputs.into_iter().filter_map(|(flag, path)| Some((flag, path?.as_path()))).collect();
+    let others = [args.set.val.as_ref(), args.set.labels.as_ref(), args.model.config.as_ref()];
+    let inputs = [&args.target, &args.samples].into_iter().chain(&args.aux).chain(others.into_iter().flatten());
+    let inputs: Vec<PathBuf> = inputs.filter_map(|input| input.canonicalize().ok()).collect();
     for (number, (flag, path)) in outputs.iter().enumerate() {
-        if let Some((other, _)) = outputs[..number].iter().find(|(_, other)| other == path) {
+        let place = place(path);
+        if let Some((other, _)) = outputs[..number].iter().find(|(_, other)| self::place(other) == place) {
             bail!("{other} and {flag} are the same file");
         }
-        let same = |input: &Path| matches!((path.canonicalize(), input.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        if [&args.target, &args.samples].into_iter().chain(&args.aux).any(|input| same(input)) {
+        // Files of a folder that is read, too: a sharded target's, an image's.
+        if path.canonicalize().is_ok_and(|path| inputs.iter().any(|input| path.starts_with(input))) {
             bail!("{flag} would replace {}, which is read", path.display());
         }
     }
     Ok(())
+}
+
+/// The path by its folder's one true name, so that two spellings of it are the same.
+fn place(path: &Path) -> PathBuf {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match (folder.canonicalize(), path.file_name()) {
+        (Ok(folder), Some(name)) => folder.join(name),
+        _ => path.to_owned(),
+    }
 }
 
 /// The auxiliaries, all with that lambda, and the layers that are to have some.
@@ -330,7 +364,9 @@ fn samples(args: &Args, model: &Model<'_>, objective: Objective, printer: &mut P
         Some(val) => (all, read(val).context("--val")?),
         None => {
             let (fit, held_out) = split(all.labels(), args.set.held_out, args.learning.seed)?;
-            (all.select(&fit), all.select(&held_out))
+            let parts = (all.select(&fit), all.select(&held_out));
+            drop(all);
+            parts
         }
     };
     let classes: std::collections::BTreeSet<_> = fit.labels().iter().flatten().collect();
@@ -415,7 +451,7 @@ fn warn(learner: &Learner<'_, '_>, fitted: &Fitted, options: &FitOptions, printe
              smaller --lr or --max-abs"
         ));
     }
-    if fitted.values.iter().all(|lambda| *lambda == options.init) {
+    if fitted.values[..learner.lambdas()].iter().all(|lambda| *lambda == options.init) {
         printer.note(&format!("the lambdas did not move from {}: nothing that was tried is better", options.init));
     }
     let bound = f64::from(options.max_abs as f32);

@@ -15,6 +15,8 @@ pub(super) struct Saved {
     path: PathBuf,
     resume: bool,
     key: Value,
+    /// How many numbers are learned.
+    numbers: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -48,9 +50,9 @@ impl Saved {
             "device": args.learning.device,
             "bias": format!("{:?}", args.learning.bias),
             "model": format!("{:?}", run.learner.config()),
-            "threads": std::thread::available_parallelism().map_or(0, usize::from),
+            "threads": rayon::current_num_threads(),
         });
-        Ok(Saved { path: path.to_owned(), resume: args.resume, key })
+        Ok(Saved { path: path.to_owned(), resume: args.resume, key, numbers: run.learner.numbers() as u64 })
     }
 
     /// Whether it is wanted to go on.
@@ -60,13 +62,17 @@ impl Saved {
 
     /// What is there to go on from, if that is wanted.
     pub(super) fn read(&self) -> Result<Option<(Vec<Epoch>, State)>> {
-        /// Bytes of the longest: thousands of epochs of a large model.
+        /// Bytes of the longest, but for what is learned: thousands of epochs of a large model.
         const LONGEST: u64 = 256 << 20;
+        /// Bytes, at most, of each number that is learned: its value, its best one, two moments.
+        const NUMBER: u64 = 256;
         if !self.resume || !self.path.exists() {
             return Ok(None);
         }
         let file = self.path.display();
-        if std::fs::metadata(&self.path).with_context(|| format!("cannot read {file}"))?.len() > LONGEST {
+        if std::fs::metadata(&self.path).with_context(|| format!("cannot read {file}"))?.len()
+            > LONGEST + NUMBER * self.numbers
+        {
             bail!("{file} is no state of a run: it is too long; leave out --resume");
         }
         let text = std::fs::read(&self.path).with_context(|| format!("cannot read {file}"))?;

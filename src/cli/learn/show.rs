@@ -69,6 +69,10 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
     let (difference, interval) = report.difference;
     let within = interval.map_or(String::new(), |i| format!(" (95 %: {:+.4} to {:+.4})", i.low, i.high));
     printer.line(format!("{loss}, learned less lambda = 0: {difference:+.4}{within}"))?;
+    if let Some((difference, interval)) = report.of_lambdas {
+        let within = interval.map_or(String::new(), |i| format!(" (95 %: {:+.4} to {:+.4})", i.low, i.high));
+        printer.line(format!("{loss}, learned less trained with lambda = 0: {difference:+.4}{within}"))?;
+    }
     if let Some(paired) = &report.paired {
         printer.line(format!(
             "accuracy: right only with the learned lambdas {}, only with 0 {}; {}",
@@ -77,10 +81,11 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
             words::probability(paired.p)
         ))?;
     }
+    let than = if report.without.is_some() { "the target, and than the same with lambda = 0," } else { "lambda = 0" };
     if report.better {
-        printer.line("better than lambda = 0 on the held-out samples, by more than chance explains")?;
+        printer.line(format!("better than {than} on the held-out samples, by more than chance explains"))?;
     } else {
-        printer.line("NOT better than lambda = 0 on the held-out samples by more than chance explains")?;
+        printer.line(format!("NOT better than {than} on the held-out samples by more than chance explains"))?;
     }
     let mut output = printable(&args.output.display().to_string());
     if let Some(tensors) = &args.tensors {
@@ -88,10 +93,17 @@ pub(super) fn report(args: &Args, report: &Report<'_>, printer: &mut Printer) ->
     }
     match (&args.fold, report.written) {
         (Some(_), false) => {
-            printer.line("neither the lambda file nor the fold was written; --accept writes both all the same")?
+            let what = if args.tensors.is_some() {
+                "neither lambda file, parameters nor"
+            } else {
+                "neither the lambda file nor"
+            };
+            printer.line(format!("{what} the fold was written; --accept writes them all the same"))?
         }
-        (Some(fold), true) => printer.line(format!("wrote {output} and {}", printable(&fold.display().to_string())))?,
-        (None, _) => printer.line(format!("wrote {output}"))?,
+        (Some(fold), true) if report.folded => {
+            printer.line(format!("wrote {output} and {}", printable(&fold.display().to_string())))?
+        }
+        _ => printer.line(format!("wrote {output}"))?,
     }
     Ok(())
 }
@@ -125,8 +137,12 @@ pub(super) fn json(args: &Args, report: &Report<'_>) -> Value {
             "only_learned_right": paired.only_first, "only_zero_right": paired.only_second,
             "difference": paired.difference, "interval": [paired.interval.low, paired.interval.high], "p": paired.p,
         })),
+        "of_lambdas": report.of_lambdas.map(|(mean, interval)| json!({
+            "mean": mean, "interval": interval.map(|interval| [interval.low, interval.high]),
+        })),
         "better": report.better,
         "written": report.written,
+        "folded": args.fold.is_some() && report.written && report.folded,
         "lambdas": super::lambda_sets(report.learner, &fitted.values),
         "epochs": report.history,
         "seconds_of_steps": fitted.seconds,

@@ -143,6 +143,11 @@ impl<'v> Block<'v> {
         self.fc2.gradients(&active, of_y, room, gradients);
         let slope = hidden;
         room.give(active);
+        let attention = wanted || [&self.qkv, &self.proj].into_iter().any(Folded::learns) || self.norm1.learns();
+        if !attention && !self.fc1.learns() && !self.norm2.learns() {
+            room.give_all([Some(slope), Some(g), Some(x), Some(qkv), Some(mixed), Some(middle), scaled]);
+            return None;
+        }
         let mut of_hidden = self.fc2.backward(of_y, room);
         kernels::multiply(room.arch, &mut of_hidden, &slope);
         room.give_all([Some(slope), scaled]);
