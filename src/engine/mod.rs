@@ -28,6 +28,7 @@ use crate::write::{OpenFile, Writer};
 
 pub(crate) use device::Computer;
 pub use device::Device;
+#[cfg(feature = "verify")]
 pub(crate) use kernels::has_non_finite;
 use pace::Pace;
 use worker::{Done, Worker};
