@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use m2pt_surgery::learn::{Learner, Method, Objective, Optimizer, Share, Train};
-use m2pt_surgery::model::{Branches, Config, Gradients, Load, Training, Variable, Vit};
+use m2pt_surgery::model::{Branches, Config, Gradients, Kernels, Load, Training, Variable, Vit};
 use m2pt_surgery::verify::Pathway;
 use m2pt_surgery::{Checkpoint, RootChoice};
 use serde_json::Value;
@@ -18,6 +18,8 @@ enum Way {
     Again,
     Composed,
     ComposedAgain,
+    /// With candle's kernels, as on a GPU.
+    Candle,
 }
 
 fn floats(value: &Value) -> Vec<f32> {
@@ -78,7 +80,8 @@ fn run(path: &std::path::Path, theirs: &Value, way: Way) -> (Gradients, Vec<(Str
         values.extend(own);
         variables.push(variable);
     }
-    let vit = Vit::load(&config, &tensors, &Load { branches, ..Load::new(&Device::Cpu) }).unwrap();
+    let kernels = if matches!(way, Way::Candle) { Kernels::Candle } else { Kernels::Fused };
+    let vit = Vit::load(&config, &tensors, &Load { branches, kernels, ..Load::new(&Device::Cpu) }).unwrap();
     let again = matches!(way, Way::Again | Way::ComposedAgain);
     let training = Training::new(variables, again);
     let training = if matches!(way, Way::Composed | Way::ComposedAgain) { training.composed() } else { training };
@@ -102,7 +105,8 @@ fn gradients_of_every_form_are_pytorchs() {
         assert_eq!(of(Way::Again).0, kept, "{name}: what is computed again is the same");
         let composed = of(Way::Composed).0;
         assert_eq!(of(Way::ComposedAgain).0, composed, "{name}: what is computed again is the same");
-        for (way, ours) in [("kept", kept), ("composed", composed)] {
+        let candle = of(Way::Candle).0;
+        for (way, ours) in [("kept", kept), ("composed", composed), ("candle", candle)] {
             close(&format!("{name} {way} lambdas"), &ours.gradients[..lambdas.len()], &lambdas, scale);
             for (parameter, range) in &places {
                 let theirs = numbers(&theirs["trained"][parameter]);

@@ -149,7 +149,7 @@ impl<'c> Vit<'c> {
         let mut workspace = training.workspace.lock().unwrap_or_else(PoisonError::into_inner);
         let Workspace { folded, rooms } = &mut *workspace;
         let plain = self.blocks.iter().map(|block| block.plain()).collect::<Option<Vec<_>>>();
-        let Some(plain) = plain.filter(|_| self.device().is_cpu() && !training.composed) else {
+        let Some(plain) = plain.filter(|_| self.ops.kernels == Kernels::Fused && !training.composed) else {
             let mut gradients = vec![0.0; values.len()];
             let logits = self.composed(training, images, slopes, &mut gradients)?;
             return Ok(Gradients { logits, gradients });
