@@ -2,9 +2,8 @@
 
 use std::sync::{Arc, LazyLock, OnceLock};
 
-use regex::Regex;
-
 use super::mapping::MapProblem;
+use super::pattern::Pattern;
 use super::rules::{Leave, LeaveRow, MapRow, Rule, in_module};
 use super::template::Template;
 use crate::tensor::TensorSpec;
@@ -113,7 +112,7 @@ struct EvidenceRow {
 struct Evidence {
     /// The expression; compiled when a name is held against it. Most families are ruled out by their first one.
     pattern: String,
-    key: OnceLock<Regex>,
+    key: OnceLock<Pattern>,
     shape: Option<Vec<usize>>,
     oblong_grid: bool,
     because: String,
@@ -125,11 +124,11 @@ impl Evidence {
         Evidence { pattern: key, key: OnceLock::new(), shape, oblong_grid, because }
     }
 
-    fn key(&self) -> Result<&Regex, String> {
+    fn key(&self) -> Result<&Pattern, String> {
         if let Some(key) = self.key.get() {
             return Ok(key);
         }
-        let key = Regex::new(&self.pattern).map_err(|error| error.to_string())?;
+        let key = Pattern::new(&self.pattern)?;
         Ok(self.key.get_or_init(|| key))
     }
 

@@ -9,6 +9,7 @@ mod family;
 mod layers;
 mod mapping;
 mod near;
+mod pattern;
 mod rules;
 mod selector;
 #[cfg(test)]

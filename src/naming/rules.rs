@@ -1,7 +1,6 @@
 //! The rules of a family: what its tensors are in timm's names.
 
-use regex::Regex;
-
+use super::pattern::Pattern;
 use super::template::{Slots, Template};
 use crate::checkpoint::Expr;
 use crate::tensor::{DType, TensorSpec};
@@ -105,14 +104,13 @@ const MOST_DIMENSIONS: usize = 8;
 /// Names to leave out, and why.
 #[derive(Clone, Debug)]
 pub(super) struct Leave {
-    pub(super) name: Regex,
+    pub(super) name: Pattern,
     pub(super) because: String,
 }
 
 impl Leave {
     pub(super) fn new(row: &LeaveRow) -> Result<Leave, String> {
-        let name = Regex::new(&row.name).map_err(|error| error.to_string())?;
-        Ok(Leave { name, because: row.because.clone() })
+        Ok(Leave { name: Pattern::new(&row.name)?, because: row.because.clone() })
     }
 }
 

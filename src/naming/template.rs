@@ -1,6 +1,6 @@
 //! Names with places for numbers and other parts that differ, in both directions: matched, and written out.
 
-use regex::Regex;
+use super::pattern::Pattern;
 
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +52,7 @@ impl Slots {
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     pieces: Vec<Piece>,
-    regex: Regex,
+    pattern: Pattern,
 }
 
 impl Template {
@@ -107,15 +107,15 @@ impl Template {
                 Piece::Slot(Slot::Any) => "(?<any>.+)".to_owned(),
             })
             .collect();
-        let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| error.to_string())?;
-        Ok(Template { pieces, regex })
+        let pattern = Pattern::new(&format!("^(?:{pattern})$"))?;
+        Ok(Template { pieces, pattern })
     }
 
     /// The values that the slots have in `name`, if it is of this form.
     pub(super) fn matches(&self, name: &str) -> Option<Slots> {
-        let captures = self.regex.captures(name)?;
-        let text = |group: &str| captures.name(group).map(|found| found.as_str().to_owned());
-        Some(Slots { number: text("N"), leaf: text("leaf"), any: text("any") })
+        let captures = self.pattern.captures(name, ["N", "leaf", "any"])?;
+        let [number, leaf, any] = captures.map(|found| found.map(str::to_owned));
+        Some(Slots { number, leaf, any })
     }
 
     /// The name with those values; `None` if it has a slot without one. Text that may be there is.
@@ -158,7 +158,7 @@ impl Template {
     /// What stands before this form in `name`, which ends in it.
     pub(super) fn suffix_of<'n>(&self, name: &'n str) -> Option<&'n str> {
         let starts = std::iter::once(0).chain(name.match_indices(['.', '/']).map(|(dot, _)| dot + 1));
-        starts.map(|start| name.split_at(start)).find(|(_, rest)| self.regex.is_match(rest)).map(|(before, _)| before)
+        starts.map(|start| name.split_at(start)).find(|(_, rest)| self.pattern.is_match(rest)).map(|(before, _)| before)
     }
 
     /// Whether every slot of this template is one of `other`.
