@@ -6,6 +6,7 @@
 //! the number of threads, nor does the error if there are several.
 
 mod blame;
+mod buffer;
 #[cfg(feature = "fold-cuda")]
 mod cuda;
 mod device;

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use crc32fast::Hasher;
 use pulp::Arch;
 
+use super::buffer::Buffer;
 use super::kernels::{self, BLOCK, Real};
 use super::simd::{BF16, Element, F16, F32, Fold};
 use super::units::{UNIT, Unit};
@@ -106,43 +107,38 @@ pub(super) struct Out<'w> {
     file: &'w OpenFile,
     /// Where the buffer's first byte belongs.
     at: u64,
-    /// Filled up to `filled`; what follows is what was there before.
-    buffer: Vec<u8>,
-    pub(super) filled: usize,
+    pub(super) buffer: Buffer,
 }
 
 impl Out<'_> {
-    /// Where the next bytes are to be put.
-    fn room(&mut self, bytes: usize) -> &mut [u8] {
-        let begin = self.filled;
-        self.filled += bytes;
-        if self.buffer.len() < self.filled {
-            self.buffer.resize(self.filled, 0);
-        }
-        &mut self.buffer[begin..self.filled]
+    /// Begins anew at a place of the file.
+    fn begin(&mut self, at: u64) {
+        self.at = at;
+        self.buffer.begin(at);
     }
 
     pub(super) fn put(&mut self, bytes: &[u8]) {
-        self.room(bytes.len()).copy_from_slice(bytes);
+        self.buffer.room(bytes.len()).copy_from_slice(bytes);
     }
 
-    /// The last bytes that were put.
-    fn last(&self, bytes: usize) -> &[u8] {
-        &self.buffer[self.filled - bytes..self.filled]
-    }
-
+    /// Writes what was put.
     pub(super) fn flush(&mut self) -> Result<()> {
-        self.write(&self.buffer[..self.filled])?;
-        self.at += self.filled as u64;
-        self.filled = 0;
+        let bytes = self.buffer.filled();
+        self.write(bytes)?;
+        self.begin(self.at + bytes.len() as u64);
         Ok(())
+    }
+
+    /// Writes what was put, if it is as much as is written at a time.
+    pub(super) fn flush_whole(&mut self) -> Result<()> {
+        if self.buffer.filled().len() < UNIT { Ok(()) } else { self.flush() }
     }
 
     /// Writes bytes that lie in a map as they are, not through the buffer.
     pub(super) fn pass(&mut self, bytes: &[u8]) -> Result<()> {
         self.flush()?;
         self.write(bytes)?;
-        self.at += bytes.len() as u64;
+        self.begin(self.at + bytes.len() as u64);
         Ok(())
     }
 
@@ -167,7 +163,7 @@ pub(super) struct Worker<'w> {
 
 impl<'w> Worker<'w> {
     pub(super) fn new(shared: &'w Shared<'w>, file: &'w OpenFile) -> Worker<'w> {
-        let out = Out { shared, file, at: 0, buffer: Vec::new(), filled: 0 };
+        let out = Out { shared, file, at: 0, buffer: Buffer::new(UNIT + COPY) };
         Worker {
             shared,
             out,
@@ -181,16 +177,16 @@ impl<'w> Worker<'w> {
     /// Computes a unit and writes it; says what was found of each of its steps.
     pub(super) fn run(&mut self, unit: &Unit) -> Result<Vec<Done<'w>>> {
         let mut found = Vec::with_capacity(1);
-        self.out.filled = 0;
         match unit {
             Unit::Part { place, first, count } => {
                 let step = &self.shared.plan.steps[self.out.file.steps()[*place]];
-                self.out.at = self.out.file.begin(*place) + (first * step.dtype.size()) as u64;
+                let at = self.out.file.begin(*place) + (first * step.dtype.size()) as u64;
+                self.out.begin(at);
                 let done = self.step(*place, *first..first + count, true)?;
                 found.push(done);
             }
             Unit::Steps(places) => {
-                self.out.at = self.out.file.begin(places.start);
+                self.out.begin(self.out.file.begin(places.start));
                 for place in places.clone() {
                     let numel = self.shared.plan.steps[self.out.file.steps()[place]].numel;
                     let mut done = self.step(place, 0..numel, false)?;
@@ -286,9 +282,7 @@ impl<'w> Worker<'w> {
                 view.read(first, &mut self.raw);
                 look(&self.raw);
                 self.out.put(&self.raw);
-                if self.out.filled >= UNIT {
-                    self.out.flush()?;
-                }
+                self.out.flush_whole()?;
                 self.shared.watched.done.fetch_add((count * size) as u64, Ordering::Relaxed);
                 first += count;
             }
@@ -353,12 +347,10 @@ impl<'w> Worker<'w> {
                 self.block(step, source, terms, block, &mut buffers, done);
             }
             if let Some(crc) = &mut done.crc {
-                crc.update(self.out.last(bytes));
+                crc.update(self.out.buffer.last(bytes));
             }
             self.shared.watched.done.fetch_add(bytes as u64, Ordering::Relaxed);
-            if self.out.filled >= UNIT {
-                self.out.flush()?;
-            }
+            self.out.flush_whole()?;
         }
         Ok(())
     }
@@ -376,10 +368,9 @@ impl<'w> Worker<'w> {
         let (Some(source), Some([first, more @ ..])) = (source.bits::<E>(range), terms.as_deref()) else {
             return false;
         };
-        let before = self.out.filled;
-        let out = self.out.room(size_of_val(source));
-        let Ok(out) = bytemuck::try_cast_slice_mut(out) else {
-            self.out.filled = before;
+        let bytes = size_of_val(source);
+        let Ok(out) = bytemuck::try_cast_slice_mut(self.out.buffer.room(bytes)) else {
+            self.out.buffer.take_back(bytes);
             return false;
         };
         let folded = self.arch.dispatch(Fold::<E> { source, first: *first, more, out });
@@ -398,7 +389,7 @@ impl<'w> Worker<'w> {
         done: &mut Done<'w>,
     ) {
         let (arch, dtype) = (self.arch, step.dtype);
-        let out = self.out.room(range.len() * dtype.size());
+        let out = self.out.buffer.room(range.len() * dtype.size());
         let [sum, values, change] = buffers.each_mut().map(|buffer| &mut buffer[..range.len()]);
         load(arch, source, &range, &mut self.raw, sum);
         let (mut norms, mut lost) = (Norms::default(), Lost::default());

@@ -10,7 +10,6 @@ use super::Lane;
 use super::driver::{CudaError, Slot};
 use super::layout::Blocks;
 use crate::checkpoint::Unchecked;
-use crate::engine::units;
 use crate::engine::worker::{Done, Input, Worker};
 use crate::error::Result;
 use crate::plan::Step;
@@ -166,7 +165,7 @@ impl<'w> Worker<'w> {
             return self.out.pass(bytes);
         }
         self.out.put(bytes);
-        if self.out.filled >= units::UNIT { self.out.flush() } else { Ok(()) }
+        self.out.flush_whole()
     }
 
     /// Computes a block on the processor whose elements are in the checksums already.
