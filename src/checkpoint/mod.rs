@@ -10,7 +10,7 @@ mod state_dict;
 mod values;
 
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,7 +27,7 @@ pub use values::MAX_VALUES_SHOWN;
 
 use crate::container::zip::{Entry, Method};
 use crate::container::{
-    self, Container, Contents, Extent, MAX_INFLATED_BYTES, OtherKind, Reached, Stored, StoredTensor, ZipProblem,
+    self, Container, Contents, Extent, MAX_INFLATED_BYTES, OtherKind, Reached, Source, Stored, StoredTensor, ZipProblem,
 };
 use crate::error::{Error, Result};
 use crate::parallel::Watched;
@@ -261,12 +261,12 @@ impl Checkpoint {
         source.map.check_unchanged(&source.path)?;
         let zip = |problem: ZipProblem| Error::Zip { path: source.path.clone(), problem };
         match &storage.extent {
-            Extent::Missing => Ok(Bytes::Mapped(&[])),
-            Extent::Mapped(range) => Ok(Bytes::Mapped(&source.map[range.clone()])),
+            Extent::Missing => Ok(Bytes::Mapped(source, &[])),
+            Extent::Mapped(range) => Ok(Bytes::Mapped(source, &source.map[range.clone()])),
             Extent::Member { entry, skip } if entry.method == Method::Stored => {
                 let bytes = entry.packed_bytes(&source.map).map_err(zip)?;
                 self.verify(index, entry, bytes).map_err(zip)?;
-                Ok(Bytes::Mapped(&bytes[*skip..]))
+                Ok(Bytes::Mapped(source, &bytes[*skip..]))
             }
             Extent::Assembled(assembly) => self.made(index, || self.assemble(assembly, storage)),
             Extent::Member { entry, skip } => self.made(index, || {
@@ -321,7 +321,7 @@ fn duplicate(tensors: &[(String, usize)]) -> Option<&str> {
 /// The bytes of a storage: in the map, or made from what is there.
 #[derive(Clone, Debug)]
 enum Bytes<'c> {
-    Mapped(&'c [u8]),
+    Mapped(&'c Source, &'c [u8]),
     Made(Arc<Vec<u8>>),
 }
 
@@ -330,7 +330,7 @@ impl Deref for Bytes<'_> {
 
     fn deref(&self) -> &[u8] {
         match self {
-            Bytes::Mapped(bytes) => bytes,
+            Bytes::Mapped(_, bytes) => bytes,
             Bytes::Made(bytes) => bytes,
         }
     }
@@ -380,6 +380,21 @@ impl TensorData<'_> {
     #[cfg(feature = "verify")]
     pub(crate) fn as_bytes(&self) -> Option<&[u8]> {
         self.view().as_bytes()
+    }
+
+    /// Reads elements from their file into `into`, which is as long as they are, and does not touch the map: see
+    /// [`Map::read`](crate::container::Map::read). Returns whether it did; nothing is read of what does not lie in a file as it is.
+    ///
+    /// # Errors
+    /// [`Error::Shorter`]; [`Error::Io`].
+    pub(crate) fn read_from_file(&self, elements: &Range<usize>, into: &mut [u8]) -> Result<bool> {
+        let size = self.dtype().size();
+        match (&self.storage, self.view().as_bytes()) {
+            (Bytes::Mapped(source, _), Some(bytes)) => {
+                source.map.read(&source.path, &bytes[elements.start * size..elements.end * size], into)
+            }
+            _ => Ok(false),
+        }
     }
 
     /// Another view of the same storage; `offset` counts elements from the first of this tensor.

@@ -128,8 +128,11 @@ impl<'c> StateDict<'c> {
             source.map.check_unchanged(&source.path)?;
             let packed = entry.packed_bytes(&source.map);
             let bytes = packed.map_err(|problem| Error::Zip { path: source.path.clone(), problem })?;
-            let data =
-                TensorData { stored: Cow::Borrowed(stored), order: storage.order, storage: Bytes::Mapped(bytes) };
+            let data = TensorData {
+                stored: Cow::Borrowed(stored),
+                order: storage.order,
+                storage: Bytes::Mapped(source, bytes),
+            };
             if data.view().as_bytes().is_some_and(|whole| whole.len() == bytes.len()) {
                 return Ok((data, Some(Unchecked { checkpoint, storage: stored.storage, entry })));
             }

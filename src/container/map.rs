@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs::{File, Metadata};
+use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::path::Path;
@@ -91,6 +92,22 @@ impl Map {
         Ok(Map::Mapped(Mapped { _watch: watch, map, file, modified: modified(&metadata) }))
     }
 
+    /// Reads `bytes`, which lie in this map, from the file into `into`, which is as long; `path` is for messages. Pages that are in
+    /// the page cache one by one are copied faster than they are mapped and unmapped, and others as fast. Returns whether it did:
+    /// what is in memory already is not read.
+    ///
+    /// # Errors
+    /// [`Error::Shorter`]; [`Error::Io`].
+    pub(crate) fn read(&self, path: &Path, bytes: &[u8], into: &mut [u8]) -> Result<bool> {
+        let Map::Mapped(Mapped { map, file, .. }) = self else { return Ok(false) };
+        let at = bytes.as_ptr().addr() - map.as_ptr().addr();
+        match read_exact_at(file, into, at as u64) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Error::Shorter { path: path.to_owned() }),
+            Err(source) => Err(Error::Io { action: "read", path: path.to_owned(), source }),
+        }
+    }
+
     /// When the file was changed last, as it was opened; `None` if the system does not tell.
     pub(crate) fn modified(&self) -> Option<SystemTime> {
         match self {
@@ -118,6 +135,24 @@ impl Map {
     }
 }
 
+#[cfg(unix)]
+fn read_exact_at(file: &File, into: &mut [u8], at: u64) -> io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut into: &mut [u8], mut at: u64) -> io::Result<()> {
+    while !into.is_empty() {
+        match std::os::windows::fs::FileExt::seek_read(file, into, at) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(read) => (into, at) = (&mut into[read..], at + read as u64),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// When the file was changed last, where the system tells.
 fn modified(metadata: &Metadata) -> Option<SystemTime> {
     metadata.modified().ok()
@@ -137,5 +172,27 @@ impl Deref for Map {
             Map::Mapped(mapped) => &mapped.map,
             Map::Memory(bytes) => bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_read_from_the_file_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let bytes: Vec<u8> = (0..10_000).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = Map::open(&path).unwrap();
+        let mut into = vec![0; 1000];
+        assert!(map.read(&path, &map[4095..5095], &mut into).unwrap());
+        assert_eq!(into, bytes[4095..5095]);
+        assert!(map.read(&path, &map[9000..], &mut into).unwrap());
+        assert_eq!(into, bytes[9000..]);
+        assert!(!Map::Memory(bytes).read(&path, &[], &mut []).unwrap());
+        File::options().write(true).open(&path).unwrap().set_len(9500).unwrap();
+        assert!(matches!(map.read(&path, &map[9000..], &mut into), Err(Error::Shorter { .. })));
     }
 }

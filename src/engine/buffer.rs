@@ -10,6 +10,7 @@ const ALIGNMENT: usize = 8;
 ///
 /// The system copies what is written with instructions that are a third slower where the two differ, and several times slower if
 /// the file's are a few bytes ahead (measured on AMD's Zen 4; Intel's have similar rules).
+#[derive(Default)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
     /// Where the first byte is.
@@ -18,13 +19,11 @@ pub(super) struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer with room for so many bytes; it grows if there are more.
-    pub(super) fn new(room: usize) -> Buffer {
-        Buffer { bytes: vec![0; room + 2 * PAGE], first: 0, filled: 0 }
-    }
-
-    /// Empties it for bytes that belong at a place of the file.
-    pub(super) fn begin(&mut self, at: u64) {
+    /// Empties it for bytes that belong at a place of the file; so many are expected, for more it grows.
+    pub(super) fn begin(&mut self, at: u64, room: usize) {
+        if self.bytes.len() < room + 2 * PAGE {
+            self.bytes = vec![0; room + 2 * PAGE];
+        }
         // Elements of every type are to be written here, wherever the file has them: then they are a few bytes ahead of the file.
         let within = (at % PAGE as u64) as usize;
         self.first = self.bytes.as_ptr().addr().wrapping_neg() % PAGE + within.next_multiple_of(ALIGNMENT);
@@ -47,12 +46,6 @@ impl Buffer {
         self.filled -= bytes;
     }
 
-    /// The last bytes that were put.
-    pub(super) fn last(&self, bytes: usize) -> &[u8] {
-        let end = self.first + self.filled;
-        &self.bytes[end - bytes..end]
-    }
-
     /// All bytes that were put.
     pub(super) fn filled(&self) -> &[u8] {
         &self.bytes[self.first..self.first + self.filled]
@@ -65,19 +58,19 @@ mod tests {
 
     #[test]
     fn bytes_lie_in_their_page_as_in_the_file_s() {
-        let mut buffer = Buffer::new(100);
+        let mut buffer = Buffer::default();
         for (at, within) in [(0, 0), (524_288, 0), (16_136, 16_136 % 4096), (4097, 8), (4095, 0)] {
-            buffer.begin(at);
+            buffer.begin(at, 100);
             buffer.room(3).copy_from_slice(&[1, 2, 3]);
             assert_eq!(buffer.filled().as_ptr().addr() % PAGE, within, "{at}");
-            assert_eq!((buffer.filled(), buffer.last(2)), (&[1, 2, 3][..], &[2, 3][..]));
+            assert_eq!(buffer.filled(), [1, 2, 3]);
         }
     }
 
     #[test]
     fn it_grows_and_keeps_what_it_holds() {
-        let mut buffer = Buffer::new(10);
-        buffer.begin(4095);
+        let mut buffer = Buffer::default();
+        buffer.begin(4095, 10);
         let bytes: Vec<u8> = (0..20_000).map(|i| (i % 251) as u8).collect();
         for piece in bytes.chunks(7000) {
             buffer.room(piece.len()).copy_from_slice(piece);

@@ -10,6 +10,7 @@ mod buffer;
 #[cfg(feature = "fold-cuda")]
 mod cuda;
 mod device;
+mod input;
 mod kernels;
 mod pace;
 mod simd;

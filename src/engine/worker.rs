@@ -8,18 +8,22 @@ use crc32fast::Hasher;
 use pulp::Arch;
 
 use super::buffer::Buffer;
+use super::input::Input;
 use super::kernels::{self, BLOCK, Real};
 use super::simd::{BF16, Element, F16, F32, Fold};
 use super::units::{UNIT, Unit};
 use super::{Lost, Norms, Shared};
-use crate::checkpoint::{TensorData, Unchecked};
+use crate::checkpoint::Unchecked;
 use crate::error::Result;
 use crate::plan::{Source, Step};
 use crate::tensor::DType;
 use crate::write::OpenFile;
 
-/// Bytes that are copied at a time, between one look for NaN and the next checksum.
+/// Bytes that are copied at a time: looked at, taken into the checksum, and put into the buffer.
 const COPY: usize = 64 << 10;
+
+/// Bytes of all inputs together that are read at a time, and so many are held by each thread.
+const ROOM: usize = 2 << 20;
 
 /// What was found in a unit, of one step.
 pub(super) struct Done<'r> {
@@ -72,35 +76,6 @@ impl Done<'_> {
     }
 }
 
-/// A tensor that is read, and what becomes of its checksum.
-pub(super) struct Input<'r> {
-    pub(super) data: TensorData<'r>,
-    pub(super) unchecked: Option<(Unchecked<'r>, Hasher)>,
-}
-
-impl Input<'_> {
-    /// The little-endian bytes of elements, where they lie just so.
-    pub(super) fn bytes(&self, elements: &Range<usize>) -> Option<&[u8]> {
-        let size = self.data.dtype().size();
-        Some(&self.data.view().as_bytes()?[elements.start * size..elements.end * size])
-    }
-
-    /// The elements, if they lie in memory as this processor has them; they have to be of that type.
-    fn bits<E: Element>(&self, elements: &Range<usize>) -> Option<&[E::Bits]> {
-        if cfg!(target_endian = "little") { bytemuck::try_cast_slice(self.bytes(elements)?).ok() } else { None }
-    }
-
-    /// Takes elements into the checksum; only tensors that lie in the map as they are have one.
-    pub(super) fn check(&mut self, elements: &Range<usize>) {
-        let size = self.data.dtype().size();
-        if let Some((_, crc)) = &mut self.unchecked
-            && let Some(bytes) = self.data.view().as_bytes()
-        {
-            crc.update(&bytes[elements.start * size..elements.end * size]);
-        }
-    }
-}
-
 /// Bytes on their way to the file: gathered, and written in large pieces.
 pub(super) struct Out<'w> {
     shared: &'w Shared<'w>,
@@ -114,7 +89,7 @@ impl Out<'_> {
     /// Begins anew at a place of the file.
     fn begin(&mut self, at: u64) {
         self.at = at;
-        self.buffer.begin(at);
+        self.buffer.begin(at, UNIT + COPY);
     }
 
     pub(super) fn put(&mut self, bytes: &[u8]) {
@@ -134,7 +109,8 @@ impl Out<'_> {
         if self.buffer.filled().len() < UNIT { Ok(()) } else { self.flush() }
     }
 
-    /// Writes bytes that lie in a map as they are, not through the buffer.
+    /// Writes bytes from where they are, not through the buffer.
+    #[cfg(feature = "fold-cuda")]
     pub(super) fn pass(&mut self, bytes: &[u8]) -> Result<()> {
         self.flush()?;
         self.write(bytes)?;
@@ -159,11 +135,13 @@ pub(super) struct Worker<'w> {
     pub(super) hand: super::cuda::Hand<'w>,
     arch: Arch,
     raw: Vec<u8>,
+    /// Buffers for inputs, that are not in use.
+    spare: Vec<Buffer>,
 }
 
 impl<'w> Worker<'w> {
     pub(super) fn new(shared: &'w Shared<'w>, file: &'w OpenFile) -> Worker<'w> {
-        let out = Out { shared, file, at: 0, buffer: Buffer::new(UNIT + COPY) };
+        let out = Out { shared, file, at: 0, buffer: Buffer::default() };
         Worker {
             shared,
             out,
@@ -171,6 +149,7 @@ impl<'w> Worker<'w> {
             hand: super::cuda::Hand::new(shared.computer),
             arch: Arch::new(),
             raw: Vec::new(),
+            spare: Vec::new(),
         }
     }
 
@@ -210,7 +189,7 @@ impl<'w> Worker<'w> {
         let _making = made.then(|| self.shared.making.lock().unwrap_or_else(PoisonError::into_inner));
         let mut source = match step.source {
             Source::Tensor(_) => self.open(step, None)?,
-            Source::Run { .. } => Input { data: self.shared.source(step)?, unchecked: None },
+            Source::Run { .. } => Input::new(self.shared.source(step)?, None, self.spare.pop().unwrap_or_default()),
         };
         let mut terms = Vec::with_capacity(step.terms.len());
         for (number, term) in step.terms.iter().enumerate() {
@@ -229,7 +208,10 @@ impl<'w> Worker<'w> {
             }
         }
         let inputs = std::iter::once(source).chain(terms.into_iter().map(|(_, input)| input));
-        done.sources = inputs.map(|input| input.unchecked).collect();
+        for input in inputs {
+            done.sources.push(input.unchecked);
+            self.spare.push(input.buffer);
+        }
         if done.bad
             && !self.shared.allow_non_finite
             && let Some(name) = self.shared.non_finite_outputs(index)?.first()
@@ -240,10 +222,10 @@ impl<'w> Worker<'w> {
     }
 
     /// Opens the source of a step, or the tensor of a term.
-    fn open(&self, step: &Step, term: Option<usize>) -> Result<Input<'w>> {
+    fn open(&mut self, step: &Step, term: Option<usize>) -> Result<Input<'w>> {
         let tensor = term.map_or(step.source.tensor(), |term| step.terms[term].source);
         let (data, unchecked) = self.shared.inputs[tensor.input].unchecked(tensor.tensor)?;
-        Ok(Input { data, unchecked: unchecked.map(|unchecked| (unchecked, Hasher::new())) })
+        Ok(Input::new(data, unchecked, self.spare.pop().unwrap_or_default()))
     }
 
     /// Copies elements as they are.
@@ -263,29 +245,22 @@ impl<'w> Worker<'w> {
             };
             crc.update(bytes);
         };
-        if let Some(bytes) = view.as_bytes() {
-            let bytes = &bytes[range.start * size..range.end * size];
-            for piece in bytes.chunks(UNIT) {
-                piece.chunks(COPY).for_each(&mut look);
-                if bytes.len() < UNIT {
-                    self.out.put(piece);
-                } else {
-                    self.out.pass(piece)?;
+        let (whole, count) = (view.as_bytes(), COPY / size);
+        for first in range.clone().step_by(count) {
+            let end = range.end.min(first + count);
+            let piece = match whole {
+                Some(bytes) => &bytes[first * size..end * size],
+                None => {
+                    self.raw.resize((end - first) * size, 0);
+                    view.read(first, &mut self.raw);
+                    &self.raw
                 }
-                self.shared.watched.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
-            }
-        } else {
-            let mut first = range.start;
-            while first < range.end {
-                let count = (COPY / size).min(range.end - first);
-                self.raw.resize(count * size, 0);
-                view.read(first, &mut self.raw);
-                look(&self.raw);
-                self.out.put(&self.raw);
-                self.out.flush_whole()?;
-                self.shared.watched.done.fetch_add((count * size) as u64, Ordering::Relaxed);
-                first += count;
-            }
+            };
+            look(piece);
+            // What lies in a map, too: because of how bytes lie in the buffer.
+            self.out.put(piece);
+            self.out.flush_whole()?;
+            self.shared.watched.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         if let (Some((_, crc)), Some(own)) = (&source.unchecked, &mut done.crc) {
             own.clone_from(crc);
@@ -335,46 +310,68 @@ impl<'w> Worker<'w> {
             DType::F32 if alike => Worker::fold::<F32>,
             DType::F16 if alike => Worker::fold::<F16>,
             DType::BF16 if alike => Worker::fold::<BF16>,
-            _ => |_: &mut Self, _: &Input<'w>, _: &[(f64, Input<'w>)], _: &Range<usize>, _: &mut Done<'w>| false,
+            _ => {
+                |_: &mut Self, _: &mut Input<'w>, _: &mut [(f64, Input<'w>)], _: &Range<usize>, _: &mut Done<'w>| false
+            }
         };
-        for first in range.clone().step_by(BLOCK) {
-            let block = first..range.end.min(first + BLOCK);
-            // Now, while the block is in the first-level cache, or on its way there.
-            source.check(&block);
-            terms.iter_mut().for_each(|(_, term)| term.check(&block));
-            let bytes = block.len() * step.dtype.size();
-            if !folds(self, source, terms, &block, done) {
-                self.block(step, source, terms, block, &mut buffers, done);
+        let types = std::iter::once(&*source).chain(terms.iter().map(|(_, term)| term)).map(|i| i.data.dtype().size());
+        let most = UNIT.min(ROOM / (1 + terms.len())) / types.chain([step.dtype.size()]).max().unwrap_or(1);
+        let most = most.next_multiple_of(BLOCK);
+        for first in range.clone().step_by(most) {
+            let piece = first..range.end.min(first + most);
+            source.fetch(&piece)?;
+            terms.iter_mut().try_for_each(|(_, term)| term.fetch(&piece))?;
+            if !folds(self, source, terms, &piece, done) {
+                for first in piece.clone().step_by(BLOCK) {
+                    let block = first..piece.end.min(first + BLOCK);
+                    source.check(&block);
+                    terms.iter_mut().for_each(|(_, term)| term.check(&block));
+                    self.block(step, source, terms, block, &mut buffers, done);
+                }
             }
-            if let Some(crc) = &mut done.crc {
-                crc.update(self.out.buffer.last(bytes));
-            }
-            self.shared.watched.done.fetch_add(bytes as u64, Ordering::Relaxed);
+            self.shared.watched.done.fetch_add((piece.len() * step.dtype.size()) as u64, Ordering::Relaxed);
             self.out.flush_whole()?;
         }
         Ok(())
     }
 
-    /// Computes at most [`BLOCK`] elements of tensors of one type, if all lie in memory as this processor has them; says whether.
+    /// Computes a piece, which was fetched, of tensors of one type, if all of it lies in memory as this processor has it; says
+    /// whether.
     fn fold<E: Element>(
         &mut self,
-        source: &Input<'w>,
-        terms: &[(f64, Input<'w>)],
-        range: &Range<usize>,
+        source: &mut Input<'w>,
+        terms: &mut [(f64, Input<'w>)],
+        piece: &Range<usize>,
         done: &mut Done<'w>,
     ) -> bool {
-        let terms: Option<Vec<_>> =
-            terms.iter().map(|(lambda, term)| Some((*lambda as f32, term.bits::<E>(range)?))).collect();
-        let (Some(source), Some([first, more @ ..])) = (source.bits::<E>(range), terms.as_deref()) else {
-            return false;
-        };
-        let bytes = size_of_val(source);
-        let Ok(out) = bytemuck::try_cast_slice_mut(self.out.buffer.room(bytes)) else {
+        let bytes = piece.len() * size_of::<E::Bits>();
+        let Ok(out) = bytemuck::try_cast_slice_mut::<_, E::Bits>(self.out.buffer.room(bytes)) else {
             self.out.buffer.take_back(bytes);
             return false;
         };
-        let folded = self.arch.dispatch(Fold::<E> { source, first: *first, more, out });
-        done.add(folded.norms, folded.bad, Lost::default());
+        let terms = terms.iter_mut().map(|(lambda, term)| Some((*lambda as f32, term.parts::<E>()?)));
+        let (Some((source, mut check)), Some(mut terms)) = (source.parts::<E>(), terms.collect::<Option<Vec<_>>>())
+        else {
+            self.out.buffer.take_back(bytes);
+            return false;
+        };
+        let mut blocks = Vec::with_capacity(terms.len());
+        for (first, out) in (0..piece.len()).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
+            // Everything while the block is in the first-level cache, or on its way there.
+            let range = first..first + out.len();
+            let source = &source[range.clone()];
+            check.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(source)));
+            blocks.clear();
+            for (lambda, (term, check)) in &mut terms {
+                let term = &term[range.clone()];
+                check.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(term)));
+                blocks.push((*lambda, term));
+            }
+            let [term, more @ ..] = blocks.as_slice() else { break };
+            let folded = self.arch.dispatch(Fold::<E> { source, first: *term, more, out });
+            done.add(folded.norms, folded.bad, Lost::default());
+            done.crc.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(out)));
+        }
         true
     }
 
@@ -391,7 +388,7 @@ impl<'w> Worker<'w> {
         let (arch, dtype) = (self.arch, step.dtype);
         let out = self.out.buffer.room(range.len() * dtype.size());
         let [sum, values, change] = buffers.each_mut().map(|buffer| &mut buffer[..range.len()]);
-        load(arch, source, &range, &mut self.raw, sum);
+        load(arch, source, &range, sum);
         let (mut norms, mut lost) = (Norms::default(), Lost::default());
         if !terms.is_empty() {
             norms.source = arch.dispatch(
@@ -400,7 +397,7 @@ impl<'w> Worker<'w> {
             );
             change.fill(T::default());
             for (lambda, term) in terms {
-                load(arch, term, &range, &mut self.raw, values);
+                load(arch, term, &range, values);
                 let lambda = T::lambda(*lambda);
                 arch.dispatch(
                     #[inline(always)]
@@ -427,6 +424,7 @@ impl<'w> Worker<'w> {
                 || kernels::count_lost(sum, values),
             );
         }
+        done.crc.iter_mut().for_each(|crc| crc.update(out));
         done.add(
             norms,
             arch.dispatch(
@@ -438,14 +436,9 @@ impl<'w> Worker<'w> {
     }
 }
 
-/// Elements of a tensor, as numbers.
-fn load<T: Real>(arch: Arch, input: &Input<'_>, range: &Range<usize>, raw: &mut Vec<u8>, into: &mut [T]) {
-    let dtype = input.data.dtype();
-    let bytes = input.bytes(range).unwrap_or_else(|| {
-        raw.resize(range.len() * dtype.size(), 0);
-        input.data.view().read(range.start, raw);
-        raw
-    });
+/// Elements of a tensor that were fetched, as numbers.
+fn load<T: Real>(arch: Arch, input: &Input<'_>, range: &Range<usize>, into: &mut [T]) {
+    let (dtype, bytes) = (input.data.dtype(), input.bytes(range));
     arch.dispatch(
         #[inline(always)]
         || T::load(dtype, bytes, into),
