@@ -1,13 +1,11 @@
 """Whole commands beside `cp`, PyTorch, safetensors' recipe and mergekit-pytorch, by turns in one run: the tables of docs/performance.md.
 
     python benches/compare.py --binary target/release/m2pt-surgery [--size base|giant|both] [--rounds 7] [--folder DIR] [--mergekit PATH]
-        [--pages read|written] [--touch] [--threads 1 2 ...] [--cold] [--only table|peers|small|threads|cold]
+        [--pages read|written|small] [--threads 1 2 ...] [--cold] [--only table|peers|small|threads|cold]
 
 Every output is a new file; the one before is removed first, so that all sides find the same memory for it. `cp` alone stands beside
 `--no-sync`, and `cp` and `sync FILE` beside the default. Inputs are in the page cache, read from the disk, in large pages,
-or (`--pages written`) as PyTorch wrote them, mostly in smaller ones. A virtual machine may have to be given the memory that an output
-takes; with `--touch` it is touched by another process right before each command, so that what is measured is the command and not the
-host. Times are medians, and a ratio is the median of the
+or (`--pages written`) as PyTorch wrote them, mostly in smaller ones, or (`--pages small`) in the smallest. Times are medians, and a ratio is the median of the
 rounds' ratios. `--threads` adds a table of folds on so many threads, `--cold` one of inputs that are not in the page cache. Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
 """
 
@@ -87,9 +85,13 @@ def anonymous(command):
     return peak / 1024
 
 
-def touch(size):
-    """Has so many bytes of memory touched by a process that ends."""
-    subprocess.run([sys.executable, "-c", f"b'x' * {size}"], check=True)
+def rewrite(path):
+    """Writes a file anew, so that its pages come into the page cache one by one, as without large folios."""
+    data = path.read_bytes()
+    path.unlink()
+    with path.open("wb", buffering=0) as file:
+        for begin in range(0, len(data), 4096):
+            file.write(data[begin : begin + 4096])
 
 
 def evict(path):
@@ -101,15 +103,13 @@ def evict(path):
 
 
 class Bench:
-    def __init__(self, binary, folder, rounds, touches):
-        self.binary, self.folder, self.rounds, self.touches = str(binary), folder, rounds, touches
+    def __init__(self, binary, folder, rounds):
+        self.binary, self.folder, self.rounds = str(binary), folder, rounds
 
-    def fresh(self, command, output, cold=(), size=0):
+    def fresh(self, command, output, cold=()):
         output.unlink(missing_ok=True)
         for name in cold:
             evict(self.folder / name)
-        if self.touches:
-            touch(size * 5 // 4)
         took = timed(command)
         output.unlink()
         return took
@@ -121,12 +121,11 @@ class Bench:
         plain = ["cp", str(self.folder / copied), str(output)]
         copy = ["sh", "-c", '"$@" && sync "$3"', "sh", *plain] if synced else plain
         ours, theirs = [], []
-        size = os.path.getsize(self.folder / copied)
         for number in range(self.rounds):
             # Each is the first by turns: what comes first may leave the other better memory.
             turns = [(copy, theirs), (command, ours)]
-            for what_runs, times in turns if number % 2 else reversed(turns):
-                times.append(self.fresh(what_runs, output, cold, size))
+            for run, times in turns if number % 2 else reversed(turns):
+                times.append(self.fresh(run, output, cold))
         memory = anonymous(command)
         output.unlink()
         ratio = statistics.median(a / b for a, b in zip(ours, theirs))
@@ -239,8 +238,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where the files go, some 3 GB for each hundred million parameters")
     parser.add_argument("--mergekit", help="the program mergekit-pytorch")
-    parser.add_argument("--pages", choices=["read", "written"], default="read", help="how inputs came into the page cache")
-    parser.add_argument("--touch", action="store_true", help="touch memory for the output before each command")
+    parser.add_argument("--pages", choices=["read", "written", "small"], default="read", help="how inputs came into the page cache")
     parser.add_argument("--threads", type=int, nargs="+", default=[])
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--only", choices=["table", "peers", "small", "threads", "cold"], help="one of the tables")
@@ -251,13 +249,17 @@ def main():
             # Of the large model, a target and one auxiliary: all of them would not stay in the page cache.
             models = "4" if size == "base" else "2"
             subprocess.run([sys.executable, "-c", MAKE, SIZES[size], folder, models], check=True)
+            if options.pages == "small":
+                for path in Path(folder).iterdir():
+                    rewrite(path)
             if options.pages == "read":
                 for path in Path(folder).iterdir():
                     evict(path)
+                for path in sorted(Path(folder).iterdir()):
                     with path.open("rb") as file:
                         while file.read(1 << 20):
                             pass
-            bench = Bench(options.binary.resolve(), Path(folder), options.rounds, options.touch)
+            bench = Bench(options.binary.resolve(), Path(folder), options.rounds)
             megabytes = os.path.getsize(bench.path("image.pth")) / 1e6
             print(f"\n## {SIZES[size]}, {megabytes:,.0f} MB\n")
             tables = {"table": bench.table}
