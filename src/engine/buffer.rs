@@ -46,6 +46,11 @@ impl Buffer {
         self.filled -= bytes;
     }
 
+    /// Bytes of memory that it takes.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// All bytes that were put.
     pub(super) fn filled(&self) -> &[u8] {
         &self.bytes[self.first..self.first + self.filled]

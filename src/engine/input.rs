@@ -9,8 +9,8 @@ use super::simd::Element;
 use crate::checkpoint::{TensorData, Unchecked};
 use crate::error::Result;
 
-/// Bytes that are worth being read from the file; less is copied from the map.
-const WORTH: usize = 64 << 10;
+/// Bytes that are worth being read from the file; less, of small tensors or of more than a hundred terms, is copied from the map.
+const WORTH: usize = 16 << 10;
 
 /// A tensor that is read piece by piece, and what becomes of its checksum.
 pub(super) struct Input<'r> {

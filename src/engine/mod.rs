@@ -117,7 +117,7 @@ struct Shared<'r> {
 
 /// Runs the steps of `plan` into the files of `writer`; `inputs` are the state dicts that it refers to.
 ///
-/// Memory does not depend on the size of tensors: each is read from its map, computed and written in pieces. (What is
+/// Memory does not depend on the size of tensors: each is read, computed and written in pieces. (What is
 /// compressed, stacked or computed is an exception; it is made whole while it is needed, one tensor at a time.)
 ///
 /// # Errors

@@ -22,7 +22,7 @@ use crate::write::OpenFile;
 /// Bytes that are copied at a time: looked at, taken into the checksum, and put into the buffer.
 const COPY: usize = 64 << 10;
 
-/// Bytes of all inputs together that are read at a time, and so many are held by each thread.
+/// Bytes of all inputs together that are read at a time; little more is kept by a thread.
 const ROOM: usize = 2 << 20;
 
 /// What was found in a unit, of one step.
@@ -135,7 +135,8 @@ pub(super) struct Worker<'w> {
     pub(super) hand: super::cuda::Hand<'w>,
     arch: Arch,
     raw: Vec<u8>,
-    /// Buffers for inputs, that are not in use.
+    /// Buffers for inputs that are not in use, the source's at the end: each is for the same place again, so that steps of few terms
+    /// do not make all of those that steps of many have as large as their own.
     spare: Vec<Buffer>,
 }
 
@@ -208,9 +209,15 @@ impl<'w> Worker<'w> {
             }
         }
         let inputs = std::iter::once(source).chain(terms.into_iter().map(|(_, input)| input));
+        let mut buffers = Vec::with_capacity(step.terms.len() + 1);
         for input in inputs {
             done.sources.push(input.unchecked);
-            self.spare.push(input.buffer);
+            buffers.push(input.buffer);
+        }
+        self.spare.extend(buffers.into_iter().rev());
+        // Those that are needed least often go.
+        while self.spare.iter().map(Buffer::size).sum::<usize>() > ROOM + UNIT {
+            self.spare.remove(0);
         }
         if done.bad
             && !self.shared.allow_non_finite
