@@ -32,7 +32,7 @@ pub(crate) struct Mapped {
 /// Bytes of a map that are worth a thread when it is unmapped.
 const PIECE: usize = 64 << 20;
 
-/// The pages of a large map are let go by several threads, which one call of `munmap` does by itself: that takes a tenth of a fold.
+/// The pages of a large map are let go by several threads, which one call of `munmap` does by itself, and slowly.
 impl Drop for Mapped {
     fn drop(&mut self) {
         let map = &self.map;
