@@ -9,7 +9,7 @@ const ALIGNMENT: usize = 8;
 /// Bytes that lie in their page as they will lie in the file's.
 ///
 /// The system copies what is written with instructions that are a third slower where the two differ, and several times slower if
-/// the file's are a few bytes ahead (measured on AMD's Zen 4; Intel's have similar rules).
+/// the file's are a few bytes ahead (measured on AMD's Zen 4).
 #[derive(Default)]
 pub(super) struct Buffer {
     bytes: Vec<u8>,
