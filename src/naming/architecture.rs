@@ -32,8 +32,8 @@ impl Architecture {
         let shape = |suffix: &str| {
             specs
                 .iter()
-                .filter(|s| !s.name.split('.').any(|part| part.to_ascii_lowercase().contains("decoder")))
-                .find(|s| s.name == suffix || s.name.strip_suffix(suffix).is_some_and(|p| p.ends_with('.')))
+                .filter(|s| s.name == suffix || s.name.strip_suffix(suffix).is_some_and(|p| p.ends_with('.')))
+                .find(|s| !s.name.split('.').any(|part| part.to_ascii_lowercase().contains("decoder")))
                 .map(|s| s.shape.as_slice())
         };
         let first = layers.as_slice().first()?;

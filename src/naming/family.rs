@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use super::mapping::MapProblem;
-use super::pattern::Pattern;
+use super::pattern::{Pattern, tail};
 use super::rules::{Leave, LeaveRow, MapRow, Rule, in_module};
 use super::template::Template;
 use crate::tensor::TensorSpec;
@@ -98,6 +98,13 @@ pub(super) struct Table {
     pub(super) refuse: Vec<LeaveRow>,
 }
 
+#[cfg(test)]
+impl Table {
+    pub(super) fn evidence_keys(&self) -> Vec<String> {
+        self.evidence.iter().chain(&self.close).map(|row| row.key.clone()).collect()
+    }
+}
+
 #[derive(Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EvidenceRow {
@@ -110,8 +117,9 @@ struct EvidenceRow {
 }
 
 struct Evidence {
-    /// The expression; compiled when a name is held against it. Most families are ruled out by their first one.
+    /// The expression; compiled when a name that ends as it does is held against it. Most families are ruled out by that.
     pattern: String,
+    tail: String,
     key: OnceLock<Pattern>,
     shape: Option<Vec<usize>>,
     oblong_grid: bool,
@@ -121,7 +129,7 @@ struct Evidence {
 impl Evidence {
     fn new(row: &EvidenceRow) -> Evidence {
         let EvidenceRow { key, shape, oblong_grid, because } = row.clone();
-        Evidence { pattern: key, key: OnceLock::new(), shape, oblong_grid, because }
+        Evidence { tail: tail(&key), pattern: key, key: OnceLock::new(), shape, oblong_grid, because }
     }
 
     fn key(&self) -> Result<&Pattern, String> {
@@ -138,6 +146,7 @@ impl Evidence {
         });
         // A table that cannot be compiled is refused when it is read.
         shape_fits
+            && spec.name.ends_with(&self.tail)
             && (!self.oblong_grid || oblong_grid(&spec.shape))
             && self.key().is_ok_and(|key| key.is_match(&spec.name))
     }

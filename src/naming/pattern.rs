@@ -16,7 +16,7 @@ impl Pattern {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn new(text: &str) -> Result<Pattern, String> {
-        let config = Config::new().auto_prefilter(false).onepass(false).nfa_size_limit(Some(MOST));
+        let config = Config::new().auto_prefilter(false).onepass(false).dfa(false).nfa_size_limit(Some(MOST));
         Builder::new().configure(config).build(text).map(Pattern).map_err(|error| match error.syntax_error() {
             Some(syntax) => syntax.to_string(),
             None if error.size_limit().is_some() => format!("compiled, it exceeds the size limit of {MOST} bytes"),
@@ -41,9 +41,61 @@ impl Pattern {
     }
 }
 
+/// What every name ends with that the expression is found in, read off its text without compiling it: of expressions of the kind
+/// that tables are made of, `(?:^|\.)blocks\.[0-9]+\.attn\.qkv\.weight$`. Empty of any other.
+pub(super) fn tail(text: &str) -> String {
+    let mut tail = String::new();
+    let Some(mut rest) = text.strip_suffix('$') else { return tail };
+    rest = rest.strip_prefix("(?:^|").and_then(|rest| Some(rest.split_once(')')?.1)).unwrap_or(rest);
+    while let Some(first) = rest.chars().next() {
+        if let Some(more) = rest.strip_prefix("[0-9]+") {
+            tail.clear();
+            rest = more;
+        } else if let Some(more) = rest.strip_prefix(r"\.") {
+            tail.push('.');
+            rest = more;
+        } else if first.is_ascii_alphanumeric() || "_/".contains(first) {
+            tail.push(first);
+            rest = &rest[1..];
+        } else {
+            return String::new();
+        }
+    }
+    tail
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_names_end_with_is_read_off_simple_expressions() {
+        for (text, expected) in [
+            (r"(?:^|\.)blocks\.[0-9]+\.attn\.qkv\.weight$", ".attn.qkv.weight"),
+            (r"(?:^|/)Transformer/encoderblock_[0-9]+/query/kernel$", "/query/kernel"),
+            (r"(?:^|vision_model\.)head\.probe$", "head.probe"),
+            (r"^cls_token$", ""),
+            (r"cls_token$", "cls_token"),
+            (r"lambda_[0-9]+$", ""),
+            (r"(?:^|\.)(?:a|b)$", ""),
+            (r"(?:^|\(x)\)a$", ""),
+            ("a|b$", ""),
+            ("a?$", ""),
+            ("a.b$", ""),
+            (r"a\$", ""),
+            ("é$", ""),
+            ("(?i)a$", ""),
+            ("a", ""),
+            ("", ""),
+        ] {
+            assert_eq!(tail(text), expected, "{text}");
+        }
+        for key in super::super::family::tables().unwrap().iter().flat_map(super::super::family::Table::evidence_keys) {
+            let name = key.split(')').next_back().unwrap().replace("[0-9]+", "11").replace(['\\', '$'], "");
+            let tail = tail(&key);
+            assert!(tail.is_empty() || Pattern::new(&key).unwrap().is_match(&name) && name.ends_with(&tail), "{key}");
+        }
+    }
 
     #[test]
     fn expressions_are_those_of_the_crate_regex() {

@@ -157,6 +157,10 @@ impl Template {
 
     /// What stands before this form in `name`, which ends in it.
     pub(super) fn suffix_of<'n>(&self, name: &'n str) -> Option<&'n str> {
+        // Most names end otherwise, which costs little to see.
+        if self.pieces.last().is_some_and(|last| matches!(last, Piece::Text(text) if !name.ends_with(text))) {
+            return None;
+        }
         let starts = std::iter::once(0).chain(name.match_indices(['.', '/']).map(|(dot, _)| dot + 1));
         starts.map(|start| name.split_at(start)).find(|(_, rest)| self.pattern.is_match(rest)).map(|(before, _)| before)
     }
