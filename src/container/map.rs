@@ -3,10 +3,8 @@
 use std::fmt;
 use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
-use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::path::Path;
-use std::thread;
 use std::time::SystemTime;
 
 use super::FolderProblem;
@@ -28,39 +26,6 @@ pub(crate) struct Mapped {
     file: File,
     modified: Option<SystemTime>,
 }
-
-/// Bytes of a map that are worth a thread when it is unmapped.
-const PIECE: usize = 64 << 20;
-
-/// The pages of a large map are let go by several threads, which one call of `munmap` does by itself, and slowly.
-impl Drop for Mapped {
-    fn drop(&mut self) {
-        let map = &self.map;
-        let pieces = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(map.len() / PIECE);
-        if pieces < 2 {
-            return;
-        }
-        let piece = map.len().div_ceil(pieces).next_multiple_of(2 << 20);
-        thread::scope(|scope| {
-            for first in (0..map.len()).step_by(piece) {
-                let let_go = move || let_go(map, first, piece.min(map.len() - first));
-                // Where there is no thread, or no such call, `munmap` does all of it.
-                let _ = thread::Builder::new().spawn_scoped(scope, let_go);
-            }
-        });
-    }
-}
-
-#[cfg(target_os = "linux")]
-fn let_go(map: &memmap2::Mmap, first: usize, bytes: usize) {
-    // SAFETY: what is private or in no file would be lost. This map is shared, read-only and of a file: a page that is read again
-    // comes from the file again.
-    #[expect(unsafe_code, reason = "what the call does depends on the kind of map; see SAFETY above")]
-    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, bytes) };
-}
-
-#[cfg(not(target_os = "linux"))]
-fn let_go(_: &memmap2::Mmap, _: usize, _: usize) {}
 
 impl Map {
     /// Maps the file at `path`, which may be empty.

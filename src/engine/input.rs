@@ -21,6 +21,17 @@ pub(super) struct Input<'r> {
     pub(super) buffer: Buffer,
 }
 
+/// Reads elements into `into`, which is as long as they are: little-endian, one after the other.
+///
+/// # Errors
+/// As [`TensorData::read_from_file`].
+pub(super) fn read(data: &TensorData<'_>, elements: &Range<usize>, into: &mut [u8]) -> Result<()> {
+    if into.len() < WORTH || !data.read_from_file(elements, into)? {
+        data.view().read(elements.start, into);
+    }
+    Ok(())
+}
+
 impl<'r> Input<'r> {
     /// Pieces of the tensor are read into `buffer`.
     pub(super) fn new(data: TensorData<'r>, unchecked: Option<Unchecked<'r>>, buffer: Buffer) -> Input<'r> {
@@ -35,10 +46,7 @@ impl<'r> Input<'r> {
     pub(super) fn fetch(&mut self, elements: &Range<usize>) -> Result<()> {
         let bytes = elements.len() * self.data.dtype().size();
         self.buffer.begin(0, bytes);
-        let into = self.buffer.room(bytes);
-        if bytes < WORTH || !self.data.read_from_file(elements, into)? {
-            self.data.view().read(elements.start, into);
-        }
+        read(&self.data, elements, self.buffer.room(bytes))?;
         self.piece = elements.clone();
         Ok(())
     }

@@ -8,7 +8,7 @@ use crc32fast::Hasher;
 use pulp::Arch;
 
 use super::buffer::Buffer;
-use super::input::Input;
+use super::input::{self, Input};
 use super::kernels::{self, BLOCK, Real};
 use super::simd::{BF16, Element, F16, F32, Fold};
 use super::units::{UNIT, Unit};
@@ -19,7 +19,7 @@ use crate::plan::{Source, Step};
 use crate::tensor::DType;
 use crate::write::OpenFile;
 
-/// Bytes that are copied at a time: looked at, taken into the checksum, and put into the buffer.
+/// Bytes of a copy that are looked at and taken into the checksum at a time.
 const COPY: usize = 64 << 10;
 
 /// Bytes of all inputs together that are read at a time; little more is kept by a thread.
@@ -134,7 +134,6 @@ pub(super) struct Worker<'w> {
     #[cfg(feature = "fold-cuda")]
     pub(super) hand: super::cuda::Hand<'w>,
     arch: Arch,
-    raw: Vec<u8>,
     /// Buffers for inputs that are not in use, the source's at the end: each is for the same place again, so that steps of few terms
     /// do not make all of those that steps of many have as large as their own.
     spare: Vec<Buffer>,
@@ -149,7 +148,6 @@ impl<'w> Worker<'w> {
             #[cfg(feature = "fold-cuda")]
             hand: super::cuda::Hand::new(shared.computer),
             arch: Arch::new(),
-            raw: Vec::new(),
             spare: Vec::new(),
         }
     }
@@ -237,37 +235,26 @@ impl<'w> Worker<'w> {
 
     /// Copies elements as they are.
     fn copy(&mut self, source: &mut Input<'w>, range: Range<usize>, done: &mut Done<'w>) -> Result<()> {
-        let view = source.data.view();
-        let size = view.dtype().size();
-        let mut look = |bytes: &[u8]| {
-            done.bad = done.bad
-                || self.arch.dispatch(
-                    #[inline(always)]
-                    || kernels::has_non_finite(view.dtype(), bytes),
-                );
-            // What is copied has the checksum of what is read.
-            let crc = match (&mut source.unchecked, &mut done.crc) {
-                (Some((_, crc)), _) | (None, Some(crc)) => crc,
-                (None, None) => return,
-            };
-            crc.update(bytes);
-        };
-        let (whole, count) = (view.as_bytes(), COPY / size);
-        for first in range.clone().step_by(count) {
-            let end = range.end.min(first + count);
-            let piece = match whole {
-                Some(bytes) => &bytes[first * size..end * size],
-                None => {
-                    self.raw.resize((end - first) * size, 0);
-                    view.read(first, &mut self.raw);
-                    &self.raw
+        let dtype = source.data.dtype();
+        let most = UNIT / dtype.size();
+        for first in range.clone().step_by(most) {
+            let piece = first..range.end.min(first + most);
+            let bytes = self.out.buffer.room(piece.len() * dtype.size());
+            input::read(&source.data, &piece, bytes)?;
+            for bytes in bytes.chunks(COPY) {
+                done.bad = done.bad
+                    || self.arch.dispatch(
+                        #[inline(always)]
+                        || kernels::has_non_finite(dtype, bytes),
+                    );
+                // What is copied has the checksum of what is read.
+                match (&mut source.unchecked, &mut done.crc) {
+                    (Some((_, crc)), _) | (None, Some(crc)) => crc.update(bytes),
+                    (None, None) => {}
                 }
-            };
-            look(piece);
-            // What lies in a map, too: because of how bytes lie in the buffer.
-            self.out.put(piece);
+            }
+            self.shared.watched.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
             self.out.flush_whole()?;
-            self.shared.watched.done.fetch_add(piece.len() as u64, Ordering::Relaxed);
         }
         if let (Some((_, crc)), Some(own)) = (&source.unchecked, &mut done.crc) {
             own.clone_from(crc);
