@@ -3,11 +3,19 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
+use crc32fast::Hasher;
+
 use super::StateDict;
-use crate::engine::Progress;
+use crate::engine::{Buffer, Progress};
 use crate::error::Result;
 use crate::parallel::{self, Watched};
-use crate::tensor::{Stats, sha256};
+use crate::tensor::{FileHash, Gather, Stats};
+
+/// Bytes that are read at a time.
+const PIECE: usize = 512 << 10;
+
+/// Bytes of them that go through everything while they are in the first-level cache.
+const BLOCK: usize = 16 << 10;
 
 /// What was found of a tensor.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -34,16 +42,33 @@ impl StateDict<'_> {
         let watched = Watched::default();
         // What is expanded in memory is so one tensor at a time.
         let making = Mutex::new(());
-        let look = |(): &mut (), number: usize| {
+        let look = |buffer: &mut Buffer, number: usize| {
             let made = !self.is_in_place(tensors[number]);
             let _alone = made.then(|| making.lock().unwrap_or_else(PoisonError::into_inner));
-            let data = self.tensor(tensors[number])?;
-            let view = data.view();
-            let stats = if stats { Stats::of(&view).ok() } else { None };
-            let found = Examined { sha256: hash.then(|| sha256(&view)), stats };
-            watched.done.fetch_add(self.specs()[tensors[number]].bytes(), Ordering::Relaxed);
-            Ok(found)
+            let (data, unchecked) = self.unchecked(tensors[number])?;
+            let (size, numel) = (data.dtype().size(), data.view().numel());
+            let mut stats = if stats { Gather::new(data.dtype()).ok() } else { None };
+            let mut sha256 = hash.then(FileHash::default);
+            let mut crc = Hasher::new();
+            for first in (0..numel).step_by(PIECE / size) {
+                let piece = first..numel.min(first + PIECE / size);
+                buffer.begin(0, PIECE);
+                let bytes = buffer.room(piece.len() * size);
+                data.read(&piece, bytes)?;
+                for block in bytes.chunks(BLOCK) {
+                    if unchecked.is_some() {
+                        crc.update(block);
+                    }
+                    stats.iter_mut().for_each(|stats| stats.add(block));
+                    sha256.iter_mut().for_each(|hash| hash.update(block));
+                }
+                watched.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            }
+            if let Some(unchecked) = unchecked {
+                unchecked.settle(crc.finalize())?;
+            }
+            Ok(Examined { sha256: sha256.map(FileHash::finish), stats: stats.map(Gather::finish) })
         };
-        parallel::run(tensors.len(), parallel::threads(None), &watched, progress, || (), look)
+        parallel::run(tensors.len(), parallel::threads(None), &watched, progress, Buffer::default, look)
     }
 }

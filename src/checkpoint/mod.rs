@@ -318,6 +318,9 @@ fn duplicate(tensors: &[(String, usize)]) -> Option<&str> {
     names.array_windows().find(|[first, second]| first == second).map(|[first, _]| *first)
 }
 
+/// Bytes that are worth being read from the file; less, of small tensors, is copied from the map.
+const WORTH: usize = 16 << 10;
+
 /// The bytes of a storage: in the map, or made from what is there.
 #[derive(Clone, Debug)]
 enum Bytes<'c> {
@@ -382,19 +385,21 @@ impl TensorData<'_> {
         self.view().as_bytes()
     }
 
-    /// Reads elements from their file into `into`, which is as long as they are, and does not touch the map: see
-    /// [`Map::read`](crate::container::Map::read). Returns whether it did; nothing is read of what does not lie in a file as it is.
+    /// Reads elements into `into`, which is as long as they are: little-endian, one after the other; from the file, if it is worth it,
+    /// and not from the map: see [`Map::read`](crate::container::Map::read).
     ///
     /// # Errors
     /// [`Error::Shorter`]; [`Error::Io`].
-    pub(crate) fn read_from_file(&self, elements: &Range<usize>, into: &mut [u8]) -> Result<bool> {
+    pub(crate) fn read(&self, elements: &Range<usize>, into: &mut [u8]) -> Result<()> {
         let size = self.dtype().size();
-        match (&self.storage, self.view().as_bytes()) {
-            (Bytes::Mapped(source, _), Some(bytes)) => {
-                source.map.read(&source.path, &bytes[elements.start * size..elements.end * size], into)
-            }
-            _ => Ok(false),
+        if let (Bytes::Mapped(source, _), Some(bytes)) = (&self.storage, self.view().as_bytes())
+            && into.len() >= WORTH
+            && source.map.read(&source.path, &bytes[elements.start * size..elements.end * size], into)?
+        {
+            return Ok(());
         }
+        self.view().read(elements.start, into);
+        Ok(())
     }
 
     /// Another view of the same storage; `offset` counts elements from the first of this tensor.

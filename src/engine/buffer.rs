@@ -11,7 +11,7 @@ const ALIGNMENT: usize = 8;
 /// The system copies what is written with instructions that are a third slower where the two differ, and several times slower if
 /// the file's are a few bytes ahead (measured on AMD's Zen 4).
 #[derive(Default)]
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     bytes: Vec<u8>,
     /// Where the first byte is.
     first: usize,
@@ -20,7 +20,7 @@ pub(super) struct Buffer {
 
 impl Buffer {
     /// Empties it for bytes that belong at a place of the file; so many are expected, for more it grows.
-    pub(super) fn begin(&mut self, at: u64, room: usize) {
+    pub(crate) fn begin(&mut self, at: u64, room: usize) {
         if self.bytes.len() < room + 2 * PAGE {
             self.bytes = vec![0; room + 2 * PAGE];
         }
@@ -31,7 +31,7 @@ impl Buffer {
     }
 
     /// Where the next bytes are to be put; what is there now may be anything.
-    pub(super) fn room(&mut self, bytes: usize) -> &mut [u8] {
+    pub(crate) fn room(&mut self, bytes: usize) -> &mut [u8] {
         let begin = self.first + self.filled;
         self.filled += bytes;
         let end = begin + bytes;

@@ -9,9 +9,6 @@ use super::simd::Element;
 use crate::checkpoint::{TensorData, Unchecked};
 use crate::error::Result;
 
-/// Bytes that are worth being read from the file; less, of small tensors or of more than a hundred terms, is copied from the map.
-const WORTH: usize = 16 << 10;
-
 /// A tensor that is read piece by piece, and what becomes of its checksum.
 pub(super) struct Input<'r> {
     pub(super) data: TensorData<'r>,
@@ -19,17 +16,6 @@ pub(super) struct Input<'r> {
     /// The elements that are in the buffer.
     piece: Range<usize>,
     pub(super) buffer: Buffer,
-}
-
-/// Reads elements into `into`, which is as long as they are: little-endian, one after the other.
-///
-/// # Errors
-/// As [`TensorData::read_from_file`].
-pub(super) fn read(data: &TensorData<'_>, elements: &Range<usize>, into: &mut [u8]) -> Result<()> {
-    if into.len() < WORTH || !data.read_from_file(elements, into)? {
-        data.view().read(elements.start, into);
-    }
-    Ok(())
 }
 
 impl<'r> Input<'r> {
@@ -42,11 +28,11 @@ impl<'r> Input<'r> {
     /// Reads elements into the buffer: little-endian, one after the other.
     ///
     /// # Errors
-    /// As [`TensorData::read_from_file`].
+    /// As [`TensorData::read`].
     pub(super) fn fetch(&mut self, elements: &Range<usize>) -> Result<()> {
         let bytes = elements.len() * self.data.dtype().size();
         self.buffer.begin(0, bytes);
-        read(&self.data, elements, self.buffer.room(bytes))?;
+        self.data.read(elements, self.buffer.room(bytes))?;
         self.piece = elements.clone();
         Ok(())
     }

@@ -28,6 +28,7 @@ use crate::parallel::{self, Watched};
 use crate::plan::Plan;
 use crate::write::{OpenFile, Writer};
 
+pub(crate) use buffer::Buffer;
 pub(crate) use device::Computer;
 pub use device::Device;
 #[cfg(feature = "verify")]

@@ -8,7 +8,7 @@ use crc32fast::Hasher;
 use pulp::Arch;
 
 use super::buffer::Buffer;
-use super::input::{self, Input};
+use super::input::Input;
 use super::kernels::{self, BLOCK, Real};
 use super::simd::{BF16, Element, F16, F32, Fold};
 use super::units::{UNIT, Unit};
@@ -240,7 +240,7 @@ impl<'w> Worker<'w> {
         for first in range.clone().step_by(most) {
             let piece = first..range.end.min(first + most);
             let bytes = self.out.buffer.room(piece.len() * dtype.size());
-            input::read(&source.data, &piece, bytes)?;
+            source.data.read(&piece, bytes)?;
             for bytes in bytes.chunks(COPY) {
                 done.bad = done.bad
                     || self.arch.dispatch(

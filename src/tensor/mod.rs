@@ -10,6 +10,7 @@ pub use decode::{DecodeError, decode_f64};
 pub(crate) use digest::FileHash;
 pub use digest::{sha256, sha256_bytes};
 pub use dtype::{ByteOrder, DType};
+pub(crate) use stats::Gather;
 pub use stats::Stats;
 pub use view::{MAX_DIMENSIONS, MAX_EXPANDED_BYTES, TensorView, ViewProblem};
 pub(crate) use view::{check_view, contiguous_strides, is_contiguous};

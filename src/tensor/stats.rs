@@ -1,10 +1,14 @@
 //! Streaming statistics of a tensor's values.
 
-use super::{DecodeError, TensorView, decode_f64};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use pulp::Arch;
+
+use super::{DType, DecodeError, TensorView, decode_f64};
 
 /// Statistics of the finite values of a tensor, with zeros and non-finite values counted.
 ///
-/// All accumulation is in f64: each piece's mean and squared deviations are computed in two passes and merged by
+/// All accumulation is in f64: each block's mean and squared deviations are computed in two passes and merged by
 /// the pairwise update of Chan, Golub and LeVeque (1979), so that the result does not suffer from cancellation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stats {
@@ -18,30 +22,152 @@ pub struct Stats {
     inf: u64,
 }
 
+/// Elements that are looked at together: as float64 they fit the first-level cache.
+const BLOCK: usize = 2048;
+
+/// Numbers whose sums are made side by side, always as many, so that results do not depend on the processor.
+const LANES: usize = 16;
+
+/// Adds up the bytes of a tensor, in order, whole elements at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct Gather {
+    dtype: DType,
+    arch: Arch,
+    stats: Stats,
+    values: Vec<f64>,
+}
+
+impl Gather {
+    /// Of elements of a type.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for types of which an element is no single real number.
+    pub(crate) fn new(dtype: DType) -> Result<Gather, DecodeError> {
+        if !dtype.is_real() {
+            return Err(DecodeError(dtype));
+        }
+        let stats = Stats { min: f64::INFINITY, max: f64::NEG_INFINITY, ..Stats::default() };
+        Ok(Gather { dtype, arch: Arch::new(), stats, values: Vec::with_capacity(BLOCK) })
+    }
+
+    /// Takes in elements.
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
+        for bytes in bytes.chunks(BLOCK * self.dtype.size()) {
+            let (dtype, values) = (self.dtype, &mut self.values);
+            values.clear();
+            let is_float = self.arch.dispatch(
+                #[inline(always)]
+                || widen(dtype, bytes, values),
+            );
+            if !is_float && decode_f64(dtype, bytes, values).is_err() {
+                // Every type that is real can be decoded.
+                continue;
+            }
+            let values = self.values.as_slice();
+            let sums = self.arch.dispatch(
+                #[inline(always)]
+                || Sums::of(values),
+            );
+            // The sum of numbers of which one is NaN or infinite is so too.
+            if sums.sum.is_finite() && !values.is_empty() {
+                let mean = sums.sum / values.len() as f64;
+                let m2 = self.arch.dispatch(
+                    #[inline(always)]
+                    || squares(values, mean),
+                );
+                self.stats.min = self.stats.min.min(sums.min);
+                self.stats.max = self.stats.max.max(sums.max);
+                self.stats.zeros += sums.zeros;
+                self.stats.merge(values.len() as u64, mean, m2);
+            } else {
+                self.stats.add_one_by_one(values);
+            }
+        }
+    }
+
+    pub(crate) fn finish(self) -> Stats {
+        self.stats
+    }
+}
+
+/// Appends floats as float64; says whether they are of a type that checkpoints are made of.
+#[inline(always)]
+fn widen(dtype: DType, bytes: &[u8], values: &mut Vec<f64>) -> bool {
+    match dtype {
+        DType::F32 => values.extend(bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)))),
+        DType::F64 => values.extend(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b))),
+        DType::BF16 => {
+            let wide = |b: &[u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16));
+            values.extend(bytes.as_chunks::<2>().0.iter().map(wide));
+        }
+        DType::F16 => {
+            let mut halves = [f16::ZERO; BLOCK];
+            let halves = &mut halves[..bytes.len() / 2];
+            halves.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(half, b)| *half = f16::from_le_bytes(*b));
+            values.resize(halves.len(), 0.0);
+            halves.convert_to_f64_slice(values);
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Of numbers that are all finite.
+struct Sums {
+    sum: f64,
+    min: f64,
+    max: f64,
+    zeros: u64,
+}
+
+impl Sums {
+    #[inline(always)]
+    fn of(values: &[f64]) -> Sums {
+        let (chunks, rest) = values.as_chunks::<LANES>();
+        let (mut sums, mut zeros) = ([0.0; LANES], [0u64; LANES]);
+        let (mut mins, mut maxs) = ([f64::INFINITY; LANES], [f64::NEG_INFINITY; LANES]);
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let x = chunk[lane];
+                sums[lane] += x;
+                mins[lane] = if x < mins[lane] { x } else { mins[lane] };
+                maxs[lane] = if x > maxs[lane] { x } else { maxs[lane] };
+                zeros[lane] += u64::from(x == 0.0);
+            }
+        }
+        Sums {
+            sum: sums.iter().chain(rest).sum(),
+            min: mins.iter().chain(rest).fold(f64::INFINITY, |least, x| least.min(*x)),
+            max: maxs.iter().chain(rest).fold(f64::NEG_INFINITY, |most, x| most.max(*x)),
+            zeros: zeros.iter().sum::<u64>() + rest.iter().filter(|x| **x == 0.0).count() as u64,
+        }
+    }
+}
+
+/// The sum of the squares of the distances from `mean`.
+#[inline(always)]
+fn squares(values: &[f64], mean: f64) -> f64 {
+    let square = |x: &f64| (x - mean) * (x - mean);
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut lanes = [0.0; LANES];
+    for chunk in chunks {
+        lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane += square(x));
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(square).sum::<f64>()
+}
+
 impl Stats {
     /// The statistics of every element of `view`.
     ///
     /// # Errors
     /// [`DecodeError`] for types of which an element is no single real number.
     pub fn of(view: &TensorView<'_>) -> Result<Stats, DecodeError> {
-        let mut stats = Stats { min: f64::INFINITY, max: f64::NEG_INFINITY, ..Stats::default() };
-        let mut values = Vec::new();
-        let mut buffer = Vec::new();
-        let mut result = Ok(());
-        if !view.dtype().is_real() {
-            return Err(DecodeError(view.dtype()));
-        }
-        view.for_each_piece(&mut buffer, |bytes| {
-            values.clear();
-            if let Err(error) = decode_f64(view.dtype(), bytes, &mut values) {
-                result = Err(error);
-            }
-            stats.add(&values);
-        });
-        result.map(|()| stats)
+        let mut gather = Gather::new(view.dtype())?;
+        view.for_each_piece(&mut Vec::new(), |bytes| gather.add(bytes));
+        Ok(gather.finish())
     }
 
-    fn add(&mut self, values: &[f64]) {
+    fn add_one_by_one(&mut self, values: &[f64]) {
         let (mut count, mut sum) = (0u64, 0.0);
         for &x in values {
             if x.is_finite() {
@@ -56,11 +182,15 @@ impl Stats {
                 self.inf += 1;
             }
         }
-        if count == 0 {
-            return;
+        if count > 0 {
+            let mean = sum / count as f64;
+            let finite = values.iter().filter(|x| x.is_finite());
+            self.merge(count, mean, finite.map(|x| (x - mean) * (x - mean)).sum());
         }
-        let mean = sum / count as f64;
-        let m2: f64 = values.iter().filter(|x| x.is_finite()).map(|x| (x - mean) * (x - mean)).sum();
+    }
+
+    /// Adds so many finite values with that mean, and that sum of squared deviations from it.
+    fn merge(&mut self, count: u64, mean: f64, m2: f64) {
         let total = (self.finite + count) as f64;
         let delta = mean - self.mean;
         self.m2 += m2 + delta * delta * (self.finite as f64) * (count as f64) / total;
@@ -108,5 +238,39 @@ impl Stats {
     #[must_use]
     pub fn inf(&self) -> u64 {
         self.inf
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_put_together() {
+        let mut state = 7u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        let numbers: Vec<f32> = (0..3 * BLOCK + 37).map(|_| next() + 100.0).collect();
+        let rare = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 3e38, -3e38];
+        // Everywhere, in one block, and nowhere.
+        for places in [vec![0, 1, 17, 2047, 2048, 5000, 6180], (4100..4107).collect(), Vec::new()] {
+            let mut numbers = numbers.clone();
+            places.iter().zip(rare).for_each(|(place, value)| numbers[*place] = value);
+            let finite: Vec<f64> = numbers.iter().filter(|x| x.is_finite()).map(|x| f64::from(*x)).collect();
+            let mean = finite.iter().sum::<f64>() / finite.len() as f64;
+            let std = (finite.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (finite.len() - 1) as f64).sqrt();
+            let mut gather = Gather::new(DType::F32).unwrap();
+            gather.add(bytemuck::cast_slice(&numbers));
+            let stats = gather.finish();
+            let scale = finite.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            assert!((stats.mean().unwrap() - mean).abs() <= 1e-12 * scale, "{stats:?} {mean}");
+            assert!((stats.std().unwrap() - std).abs() <= 1e-12 * std.max(mean), "{stats:?} {std}");
+            assert_eq!(stats.min(), finite.iter().copied().reduce(f64::min));
+            assert_eq!(stats.max(), finite.iter().copied().reduce(f64::max));
+            let counts = if places.is_empty() { (0, 0, 0) } else { (2, 1, 2) };
+            assert_eq!((stats.zeros(), stats.nan(), stats.inf()), counts);
+        }
     }
 }
