@@ -183,18 +183,25 @@ impl Stats {
             }
         }
         if count > 0 {
+            let finite = || values.iter().filter(|x| x.is_finite());
             let mean = sum / count as f64;
-            let finite = values.iter().filter(|x| x.is_finite());
-            self.merge(count, mean, finite.map(|x| (x - mean) * (x - mean)).sum());
+            // The sum of numbers near the largest is past it, and their mean is not.
+            let mean = if mean.is_finite() { mean } else { finite().map(|x| x / count as f64).sum() };
+            self.merge(count, mean, finite().map(|x| (x - mean) * (x - mean)).sum());
         }
     }
 
     /// Adds so many finite values with that mean, and that sum of squared deviations from it.
     fn merge(&mut self, count: u64, mean: f64, m2: f64) {
-        let total = (self.finite + count) as f64;
-        let delta = mean - self.mean;
-        self.m2 += m2 + delta * delta * (self.finite as f64) * (count as f64) / total;
-        self.mean += delta * (count as f64) / total;
+        let part = count as f64 / (self.finite + count) as f64;
+        if self.finite == 0 {
+            (self.mean, self.m2) = (mean, m2);
+        } else {
+            // In an order in which large numbers stay numbers.
+            let delta = mean - self.mean;
+            self.m2 += m2 + delta * (delta * (self.finite as f64 * part));
+            self.mean += delta * part;
+        }
         self.finite += count;
     }
 
@@ -244,6 +251,26 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn large_numbers_stay_numbers() {
+        let of = |values: &[f64]| {
+            let mut gather = Gather::new(DType::F64).unwrap();
+            gather.add(bytemuck::cast_slice(values));
+            gather.finish()
+        };
+        // torch.full((9000,), 1e151, dtype=torch.float64) with its second half negated: .mean() and .std()
+        let halves: Vec<f64> = (0..9000).map(|i| if i < 4500 { 1e151 } else { -1e151 }).collect();
+        let stats = of(&halves);
+        assert!(stats.mean().unwrap().abs() < 1e136, "{stats:?}");
+        assert!((stats.std().unwrap() / 1.000_055_560_185_657_3e151 - 1.0).abs() < 1e-12, "{stats:?}");
+        let constant = of(&[1e160; 5000]);
+        assert!((constant.mean().unwrap() / 1e160 - 1.0).abs() < 1e-13, "{constant:?}");
+        assert!(constant.std().unwrap() < 1e147, "{constant:?}");
+        let mut past = [0.0; 2049];
+        past[..2].fill(1e308);
+        assert!((of(&past).mean().unwrap() / (2.0 / 2049.0 * 1e308) - 1.0).abs() < 1e-12, "{:?}", of(&past));
+    }
 
     #[test]
     fn blocks_are_put_together() {
