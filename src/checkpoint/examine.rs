@@ -59,7 +59,7 @@ impl StateDict<'_> {
                     if unchecked.is_some() {
                         crc.update(block);
                     }
-                    stats.iter_mut().for_each(|stats| stats.add(block));
+                    stats = stats.and_then(|mut stats| stats.add(block).is_ok().then_some(stats));
                     sha256.iter_mut().for_each(|hash| hash.update(block));
                 }
                 watched.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! Stored elements as numbers, for statistics and small values.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::DType;
@@ -45,6 +46,12 @@ fn f8(dtype: DType, byte: u8) -> f64 {
 /// # Errors
 /// [`DecodeError`] for types of which an element is no single real number (see [`DType::is_real`]).
 pub fn decode_f64(dtype: DType, bytes: &[u8], out: &mut Vec<f64>) -> Result<(), DecodeError> {
+    decode(dtype, bytes, out)
+}
+
+/// The same, to be compiled for the vector instructions that its caller is.
+#[inline(always)]
+pub(super) fn decode(dtype: DType, bytes: &[u8], out: &mut Vec<f64>) -> Result<(), DecodeError> {
     macro_rules! numbers {
         ($ty:ty, $n:literal) => {
             out.extend(bytes.as_chunks::<$n>().0.iter().map(|b| <$ty>::from_le_bytes(*b) as f64))
@@ -53,7 +60,16 @@ pub fn decode_f64(dtype: DType, bytes: &[u8], out: &mut Vec<f64>) -> Result<(), 
     match dtype {
         DType::F64 => numbers!(f64, 8),
         DType::F32 => numbers!(f32, 4),
-        DType::F16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f16::from_le_bytes(*b).to_f64())),
+        DType::F16 => {
+            for bytes in bytes.as_chunks::<2>().0.chunks(1024) {
+                let mut halves = [f16::ZERO; 1024];
+                let halves = &mut halves[..bytes.len()];
+                halves.iter_mut().zip(bytes).for_each(|(half, b)| *half = f16::from_le_bytes(*b));
+                let first = out.len();
+                out.resize(first + halves.len(), 0.0);
+                halves.convert_to_f64_slice(&mut out[first..]);
+            }
+        }
         DType::BF16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64())),
         DType::I64 => numbers!(i64, 8),
         DType::I32 => numbers!(i32, 4),

@@ -1,10 +1,9 @@
 //! Streaming statistics of a tensor's values.
 
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 use pulp::Arch;
 
-use super::{DType, DecodeError, TensorView, decode_f64};
+use super::decode::decode;
+use super::{DType, DecodeError, TensorView};
 
 /// Statistics of the finite values of a tensor, with zeros and non-finite values counted.
 ///
@@ -51,18 +50,17 @@ impl Gather {
     }
 
     /// Takes in elements.
-    pub(crate) fn add(&mut self, bytes: &[u8]) {
+    ///
+    /// # Errors
+    /// As [`Gather::new`], which comes first.
+    pub(crate) fn add(&mut self, bytes: &[u8]) -> Result<(), DecodeError> {
         for bytes in bytes.chunks(BLOCK * self.dtype.size()) {
             let (dtype, values) = (self.dtype, &mut self.values);
             values.clear();
-            let is_float = self.arch.dispatch(
+            self.arch.dispatch(
                 #[inline(always)]
-                || widen(dtype, bytes, values),
-            );
-            if !is_float && decode_f64(dtype, bytes, values).is_err() {
-                // Every type that is real can be decoded.
-                continue;
-            }
+                || decode(dtype, bytes, values),
+            )?;
             let values = self.values.as_slice();
             let sums = self.arch.dispatch(
                 #[inline(always)]
@@ -83,33 +81,12 @@ impl Gather {
                 self.stats.add_one_by_one(values);
             }
         }
+        Ok(())
     }
 
     pub(crate) fn finish(self) -> Stats {
         self.stats
     }
-}
-
-/// Appends floats as float64; says whether they are of a type that checkpoints are made of.
-#[inline(always)]
-fn widen(dtype: DType, bytes: &[u8], values: &mut Vec<f64>) -> bool {
-    match dtype {
-        DType::F32 => values.extend(bytes.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)))),
-        DType::F64 => values.extend(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b))),
-        DType::BF16 => {
-            let wide = |b: &[u8; 2]| f64::from(f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16));
-            values.extend(bytes.as_chunks::<2>().0.iter().map(wide));
-        }
-        DType::F16 => {
-            let mut halves = [f16::ZERO; BLOCK];
-            let halves = &mut halves[..bytes.len() / 2];
-            halves.iter_mut().zip(bytes.as_chunks::<2>().0).for_each(|(half, b)| *half = f16::from_le_bytes(*b));
-            values.resize(halves.len(), 0.0);
-            halves.convert_to_f64_slice(values);
-        }
-        _ => return false,
-    }
-    true
 }
 
 /// Of numbers that are all finite.
@@ -163,8 +140,9 @@ impl Stats {
     /// [`DecodeError`] for types of which an element is no single real number.
     pub fn of(view: &TensorView<'_>) -> Result<Stats, DecodeError> {
         let mut gather = Gather::new(view.dtype())?;
-        view.for_each_piece(&mut Vec::new(), |bytes| gather.add(bytes));
-        Ok(gather.finish())
+        let mut result = Ok(());
+        view.for_each_piece(&mut Vec::new(), |bytes| result = result.and_then(|()| gather.add(bytes)));
+        result.map(|()| gather.finish())
     }
 
     fn add_one_by_one(&mut self, values: &[f64]) {
@@ -256,7 +234,7 @@ mod tests {
     fn large_numbers_stay_numbers() {
         let of = |values: &[f64]| {
             let mut gather = Gather::new(DType::F64).unwrap();
-            gather.add(bytemuck::cast_slice(values));
+            gather.add(bytemuck::cast_slice(values)).unwrap();
             gather.finish()
         };
         // torch.full((9000,), 1e151, dtype=torch.float64) with its second half negated: .mean() and .std()
@@ -289,7 +267,7 @@ mod tests {
             let mean = finite.iter().sum::<f64>() / finite.len() as f64;
             let std = (finite.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / (finite.len() - 1) as f64).sqrt();
             let mut gather = Gather::new(DType::F32).unwrap();
-            gather.add(bytemuck::cast_slice(&numbers));
+            gather.add(bytemuck::cast_slice(&numbers)).unwrap();
             let stats = gather.finish();
             let scale = finite.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
             assert!((stats.mean().unwrap() - mean).abs() <= 1e-12 * scale, "{stats:?} {mean}");
