@@ -8,6 +8,7 @@ mod publish;
 mod safetensors;
 mod scratch;
 mod shards;
+mod writeback;
 mod writer;
 
 use std::path::Path;

@@ -5,11 +5,18 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::writeback;
 use crate::container::{Watch, watch_scratch};
 use crate::error::{Error, OutputProblem, Result};
 
 /// Bytes gathered before they are written; larger pieces are written at once.
 const BUFFER: usize = 1 << 20;
+
+/// Bytes from which on a file is large: there may not be as much free memory, so that the system has to make room for what is written.
+const LARGE: u64 = 1 << 30;
+/// Bytes that are written at a time to a large file. The system takes a page as large as what it is given, and pages of 512 KiB are hard to
+/// get when memory has to be made free for them.
+const PIECE: u64 = 128 << 10;
 
 /// A sibling of the file to be: `.NAME.m2pt-surgery-PID-N.tmp`. It takes the name with [`ScratchFile::publish`], and is
 /// removed when dropped before that. Only a killed process leaves it behind, under a name that tells what it is.
@@ -22,6 +29,8 @@ pub(crate) struct ScratchFile {
     target: PathBuf,
     replace: bool,
     sync: bool,
+    /// Positioned writes end where the file's offset is a multiple of this.
+    piece: u64,
 }
 
 /// Checks that a file can be published at `path`: its folder exists, and it is no folder or device; that nothing is there
@@ -138,7 +147,8 @@ impl ScratchFile {
             let watch = watch_scratch(&scratch);
             let mode = existing.map(|metadata| fs::set_permissions(&scratch, metadata.permissions()));
             let file = Some(BufWriter::with_capacity(BUFFER, file));
-            let created = ScratchFile { file, scratch: Some(scratch), _watch: watch, target, replace, sync: true };
+            let (scratch, sync, piece) = (Some(scratch), true, u64::MAX);
+            let created = ScratchFile { file, scratch, _watch: watch, target, replace, sync, piece };
             mode.transpose().map_err(|source| created.error("set the mode of", source))?;
             return Ok(created);
         }
@@ -170,8 +180,9 @@ impl ScratchFile {
     ///
     /// # Errors
     /// [`Error::NoRoom`]; [`Error::Io`].
-    pub(super) fn reserve(&self, bytes: u64) -> Result<()> {
+    pub(super) fn reserve(&mut self, bytes: u64) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
+        self.piece = if bytes > LARGE { PIECE } else { u64::MAX };
         match reserve(file.get_ref(), bytes) {
             Err(source) if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
                 Err(Error::NoRoom { path: self.target.clone(), bytes, source })
@@ -185,10 +196,18 @@ impl ScratchFile {
     /// # Errors
     /// As [`ScratchFile::write`].
     pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        match &self.file {
-            Some(file) => write_all_at(file.get_ref(), bytes, at).map_err(|source| self.error("write", source)),
-            None => Ok(()),
+        let Some(file) = &self.file else { return Ok(()) };
+        let (file, mut place, mut rest) = (file.get_ref(), at, bytes);
+        while !rest.is_empty() {
+            let room = self.piece - place % self.piece;
+            let (piece, more) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
+            write_all_at(file, piece, place).map_err(|source| self.error("write", source))?;
+            (place, rest) = (place + piece.len() as u64, more);
         }
+        if self.sync {
+            writeback::begin(file, at, bytes.len());
+        }
+        Ok(())
     }
 
     /// Makes what was written durable; nothing can be written afterwards.
@@ -358,6 +377,24 @@ mod tests {
         file.publish().unwrap();
         assert_eq!(names(folder.path()), ["a.pth"]);
         assert_eq!(fs::read(&path).unwrap(), b"whole");
+    }
+
+    #[test]
+    fn bytes_are_written_to_their_places_whatever_the_size_of_the_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes: Vec<u8> = (0..200_000).map(|i| (i % 251) as u8).collect();
+        for (piece, sync) in [(1000, true), (1000, false), (u64::MAX, true), (u64::MAX, false)] {
+            let path = folder.path().join("a.pth");
+            let mut file = ScratchFile::create(&path, true).unwrap().synced(sync);
+            file.reserve(200_000).unwrap();
+            assert_eq!(file.piece, u64::MAX);
+            file.piece = piece;
+            for (from, to) in [(70_001, 200_000), (0, 999), (999, 1000), (1000, 70_001), (5, 5)] {
+                file.write_at(from as u64, &bytes[from..to]).unwrap();
+            }
+            file.publish().unwrap();
+            assert!(fs::read(&path).unwrap() == bytes, "{piece}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ impl OpenFile {
     /// Starts the file, and writes what comes before the data of the first step.
     fn create(file: FileToBe, replace: bool, sync: bool) -> Result<OpenFile> {
         let FileToBe { path, layout, steps } = file;
-        let file = ScratchFile::create(&path, replace)?.synced(sync);
+        let mut file = ScratchFile::create(&path, replace)?.synced(sync);
         file.reserve(layout.bytes())?;
         file.write_at(0, &layout.front())?;
         Ok(OpenFile { file, layout, steps })
