@@ -52,9 +52,14 @@ impl StateDict<'_> {
             let mut crc = Hasher::new();
             for first in (0..numel).step_by(PIECE / size) {
                 let piece = first..numel.min(first + PIECE / size);
-                buffer.begin(0, PIECE);
-                let bytes = buffer.room(piece.len() * size);
-                data.read(&piece, bytes)?;
+                let bytes = if let Some(bytes) = data.at_hand(&piece) {
+                    bytes
+                } else {
+                    buffer.begin(0, PIECE);
+                    let bytes = buffer.room(piece.len() * size);
+                    data.read(&piece, bytes)?;
+                    bytes
+                };
                 for block in bytes.chunks(BLOCK) {
                     if unchecked.is_some() {
                         crc.update(block);

@@ -380,13 +380,25 @@ impl TensorData<'_> {
     }
 
     /// The contiguous little-endian bytes, where they are stored just so; `None` for a tensor that has to be gathered.
-    #[cfg(feature = "verify")]
     pub(crate) fn as_bytes(&self) -> Option<&[u8]> {
         self.view().as_bytes()
     }
 
+    /// The bytes of elements where they are, little-endian and one after the other, if this processor can use them there as elements and
+    /// that is the fastest: see [`Map::is_at_hand`](crate::container::Map::is_at_hand). Elsewhere they are to be [read](TensorData::read).
+    pub(crate) fn at_hand(&self, elements: &Range<usize>) -> Option<&[u8]> {
+        let size = self.dtype().size();
+        let bytes = &self.view().as_bytes()?[elements.start * size..elements.end * size];
+        let aligned = bytes.as_ptr().addr().is_multiple_of(size);
+        let at_hand = match &self.storage {
+            Bytes::Mapped(source, _) => aligned && source.map.is_at_hand(bytes),
+            Bytes::Made(_) => aligned,
+        };
+        at_hand.then_some(bytes)
+    }
+
     /// Reads elements into `into`, which is as long as they are: little-endian, one after the other; from the file, if it is worth it,
-    /// and not from the map: see [`Map::read`](crate::container::Map::read).
+    /// and not from the map.
     ///
     /// # Errors
     /// [`Error::Shorter`]; [`Error::Io`].

@@ -5,9 +5,10 @@ use std::fs::{File, Metadata};
 use std::io::{self, ErrorKind};
 use std::ops::Deref;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use super::FolderProblem;
+use super::pages::Pages;
 use super::shrunk::{Watch, watch_map};
 use crate::error::{Error, Result};
 
@@ -25,6 +26,7 @@ pub(crate) struct Mapped {
     map: memmap2::Mmap,
     file: File,
     modified: Option<SystemTime>,
+    pages: Pages,
 }
 
 impl Map {
@@ -54,20 +56,44 @@ impl Map {
         #[expect(unsafe_code, reason = "mapping a file is unsafe by nature; see SAFETY above")]
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
         let watch = watch_map(path, &file, &map);
-        Ok(Map::Mapped(Mapped { _watch: watch, map, file, modified: modified(&metadata) }))
+        Ok(Map::Mapped(Mapped { _watch: watch, map, file, modified: modified(&metadata), pages: Pages::default() }))
     }
 
-    /// Reads `bytes`, which lie in this map, from the file into `into`, which is as long; `path` is for messages. Pages that are in
-    /// the page cache one by one are copied faster than they are mapped and unmapped, and others as fast. Returns whether it did:
+    /// Whether `bytes`, which lie in this map, are best used from there, where they are by now; else [`Map::read`] is faster.
+    pub(crate) fn is_at_hand(&self, bytes: &[u8]) -> bool {
+        let Map::Mapped(Mapped { pages, .. }) = self else { return true };
+        let at_hand = pages.map(bytes);
+        if pages.is_much() {
+            self.release();
+        }
+        at_hand
+    }
+
+    /// Unmaps all pages; those that are used again are mapped again.
+    fn release(&self) {
+        #[cfg(unix)]
+        if let Map::Mapped(Mapped { map, .. }) = self {
+            // SAFETY: the map is read-only and shared with the file, so that a page of it is the same after it was let go.
+            #[expect(unsafe_code, reason = "`MADV_DONTNEED` would lose what was written to other kinds of maps")]
+            // If it fails, the pages stay.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
+
+    /// Reads `bytes`, which lie in this map, from the file into `into`, which is as long; `path` is for messages. Returns whether it did:
     /// what is in memory already is not read.
     ///
     /// # Errors
     /// [`Error::Shorter`]; [`Error::Io`].
     pub(crate) fn read(&self, path: &Path, bytes: &[u8], into: &mut [u8]) -> Result<bool> {
-        let Map::Mapped(Mapped { map, file, .. }) = self else { return Ok(false) };
+        let Map::Mapped(Mapped { map, file, pages, .. }) = self else { return Ok(false) };
         let at = bytes.as_ptr().addr() - map.as_ptr().addr();
+        let start = Instant::now();
         match read_exact_at(file, into, at as u64) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                pages.read(into.len(), start.elapsed());
+                Ok(true)
+            }
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => Err(Error::Shorter { path: path.to_owned() }),
             Err(source) => Err(Error::Io { action: "read", path: path.to_owned(), source }),
         }
@@ -159,5 +185,25 @@ mod tests {
         assert!(!Map::Memory(bytes).read(&path, &[], &mut []).unwrap());
         File::options().write(true).open(&path).unwrap().set_len(9500).unwrap();
         assert!(matches!(map.read(&path, &map[9000..], &mut into), Err(Error::Shorter { .. })));
+    }
+
+    #[test]
+    fn bytes_at_hand_are_the_file_s_before_and_after_all_were_let_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        let bytes: Vec<u8> = (0..300_000).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = Map::open(&path).unwrap();
+        let piece = &map[100_000..200_000];
+        // Before anything was read, and to know how long that takes, pieces are read.
+        assert!(!map.is_at_hand(piece));
+        let mut into = vec![0; piece.len()];
+        assert!(map.read(&path, piece, &mut into).unwrap());
+        assert!(map.is_at_hand(piece));
+        assert!(!map.is_at_hand(&piece[..1000]));
+        assert!(piece == &bytes[100_000..200_000]);
+        map.release();
+        assert!(*map == *bytes);
+        assert!(Map::Memory(bytes).is_at_hand(&[]));
     }
 }

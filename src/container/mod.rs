@@ -14,6 +14,7 @@ mod map;
 mod numpy;
 mod other;
 mod package;
+mod pages;
 mod part;
 mod rebuild;
 mod safetensors;

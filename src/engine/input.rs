@@ -13,34 +13,41 @@ use crate::error::Result;
 pub(super) struct Input<'r> {
     pub(super) data: TensorData<'r>,
     pub(super) unchecked: Option<(Unchecked<'r>, Hasher)>,
-    /// The elements that are in the buffer.
-    piece: Range<usize>,
+    /// The first element that was fetched.
+    first: usize,
+    /// Which of the tensor's bytes these are, if they are used where they are stored and not from the buffer.
+    stored: Option<Range<usize>>,
     pub(super) buffer: Buffer,
 }
 
 impl<'r> Input<'r> {
-    /// Pieces of the tensor are read into `buffer`.
+    /// Pieces of the tensor that are not used where they are stored are read into `buffer`.
     pub(super) fn new(data: TensorData<'r>, unchecked: Option<Unchecked<'r>>, buffer: Buffer) -> Input<'r> {
         let unchecked = unchecked.map(|unchecked| (unchecked, Hasher::new()));
-        Input { data, unchecked, piece: 0..0, buffer }
+        Input { data, unchecked, first: 0, stored: None, buffer }
     }
 
-    /// Reads elements into the buffer: little-endian, one after the other.
+    /// Makes elements available: little-endian, one after the other.
     ///
     /// # Errors
     /// As [`TensorData::read`].
     pub(super) fn fetch(&mut self, elements: &Range<usize>) -> Result<()> {
-        let bytes = elements.len() * self.data.dtype().size();
-        self.buffer.begin(0, bytes);
-        self.data.read(elements, self.buffer.room(bytes))?;
-        self.piece = elements.clone();
+        let size = self.data.dtype().size();
+        self.stored = self.data.at_hand(elements).map(|_| elements.start * size..elements.end * size);
+        if self.stored.is_none() {
+            let bytes = elements.len() * size;
+            self.buffer.begin(0, bytes);
+            self.data.read(elements, self.buffer.room(bytes))?;
+        }
+        self.first = elements.start;
         Ok(())
     }
 
     /// The bytes of elements that were fetched.
     pub(super) fn bytes(&self, elements: &Range<usize>) -> &[u8] {
-        let (size, first) = (self.data.dtype().size(), self.piece.start);
-        &self.buffer.filled()[(elements.start - first) * size..(elements.end - first) * size]
+        let (size, first) = (self.data.dtype().size(), self.first);
+        &fetched(&self.data, self.stored.as_ref(), &self.buffer)
+            [(elements.start - first) * size..(elements.end - first) * size]
     }
 
     /// All elements that were fetched, as this processor has them, and the checksum that they are to be taken into. They have to
@@ -49,7 +56,7 @@ impl<'r> Input<'r> {
         if cfg!(target_endian = "big") {
             return None;
         }
-        let elements = bytemuck::try_cast_slice(self.buffer.filled()).ok()?;
+        let elements = bytemuck::try_cast_slice(fetched(&self.data, self.stored.as_ref(), &self.buffer)).ok()?;
         Some((elements, self.unchecked.as_mut().map(|(_, crc)| crc)))
     }
 
@@ -59,5 +66,13 @@ impl<'r> Input<'r> {
             crc.update(self.bytes(elements));
             self.unchecked = Some((unchecked, crc));
         }
+    }
+}
+
+/// The bytes that were fetched.
+fn fetched<'f>(data: &'f TensorData<'_>, stored: Option<&Range<usize>>, buffer: &'f Buffer) -> &'f [u8] {
+    match (stored, data.as_bytes()) {
+        (Some(range), Some(bytes)) => &bytes[range.clone()],
+        _ => buffer.filled(),
     }
 }
