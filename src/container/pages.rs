@@ -17,7 +17,9 @@ const STRIDE: usize = 16 << 10;
 const FASTER: u64 = 2;
 /// One of so many pieces is read, to know how long that takes.
 const SAMPLE: u32 = 64;
-/// Pieces that are read after one that was slow to map; twice as many each time.
+/// Pieces in a row that have to be slow to map: some small pages are in every file, and a thread may be interrupted.
+const SLOW: u32 = 3;
+/// Pieces that are read then.
 const PATIENCE: u32 = 8;
 /// Bytes that are used where they are mapped before all of them are unmapped, so that resident memory does not grow with the file.
 const MAPPED: usize = 256 << 20;
@@ -31,8 +33,8 @@ pub(super) struct Pages {
     pieces: AtomicU32,
     /// Pieces to be read before the map is tried again.
     patience: AtomicU32,
-    /// What that is after the next slow piece.
-    next_patience: AtomicU32,
+    /// Pieces that were slow since the last fast one.
+    slow: AtomicU32,
     /// Bytes that were mapped since all were unmapped.
     mapped: AtomicUsize,
 }
@@ -43,7 +45,7 @@ impl Default for Pages {
             reading: AtomicU64::new(u64::MAX),
             pieces: AtomicU32::default(),
             patience: AtomicU32::default(),
-            next_patience: AtomicU32::default(),
+            slow: AtomicU32::default(),
             mapped: AtomicUsize::default(),
         }
     }
@@ -71,14 +73,11 @@ impl Pages {
 
     /// Takes note of how long it took to map a piece.
     fn mapped(&self, bytes: usize, took: Duration) {
-        let next = if FASTER * picoseconds(bytes, took) <= self.reading.load(Ordering::Relaxed) {
-            PATIENCE
-        } else {
-            let patience = self.next_patience.load(Ordering::Relaxed).max(PATIENCE);
-            self.patience.store(patience, Ordering::Relaxed);
-            patience.saturating_mul(2)
-        };
-        self.next_patience.store(next, Ordering::Relaxed);
+        if FASTER * picoseconds(bytes, took) <= self.reading.load(Ordering::Relaxed) {
+            self.slow.store(0, Ordering::Relaxed);
+        } else if self.slow.fetch_add(1, Ordering::Relaxed) + 1 >= SLOW {
+            self.patience.store(PATIENCE, Ordering::Relaxed);
+        }
         self.mapped.fetch_add(bytes, Ordering::Relaxed);
     }
 
@@ -124,18 +123,19 @@ mod tests {
     fn pieces_that_are_mapped_fast_are_mapped_and_others_read() {
         let fast = tried(&Pages::default(), 200, Duration::from_micros(20));
         assert_eq!(fast, (0..200).filter(|n| n % 64 != 0).collect::<Vec<_>>());
-        let slow = tried(&Pages::default(), 200, Duration::from_micros(21));
-        assert_eq!(slow, [1, 10, 27, 60, 125]);
+        let slow = tried(&Pages::default(), 60, Duration::from_micros(21));
+        assert_eq!(slow, [1, 2, 3, 12, 21, 30, 39, 48, 57]);
     }
 
     #[test]
-    fn a_file_that_becomes_fast_is_mapped_again() {
+    fn two_slow_pieces_are_an_accident_and_a_file_that_becomes_fast_is_mapped_again() {
         let pages = Pages::default();
-        assert_eq!(tried(&pages, 64, Duration::from_millis(2)), [1, 10, 27, 60]);
-        // 64 more are left, of which it was patient with 3, and one is read to know how long that takes.
-        assert_eq!(tried(&pages, 128, Duration::from_micros(1)), (61..64).chain(65..128).collect::<Vec<_>>());
-        // Once slow again, patience begins anew.
-        assert_eq!(tried(&pages, 64, Duration::from_millis(2)), [1, 10, 27, 60]);
+        assert_eq!(tried(&pages, 3, Duration::from_millis(2)), [1, 2]);
+        assert_eq!(tried(&pages, 2, Duration::from_micros(1)), [0, 1]);
+        assert_eq!(tried(&pages, 20, Duration::from_millis(2)), [0, 1, 2, 11]);
+        assert_eq!(tried(&pages, 4, Duration::from_micros(1)), [0, 1, 2, 3]);
+        assert_eq!(tried(&pages, 2, Duration::from_millis(2)), [0, 1]);
+        assert_eq!(tried(&pages, 1, Duration::from_micros(1)), [0]);
     }
 
     #[test]
