@@ -15,12 +15,14 @@ const STRIDE: usize = 16 << 10;
 /// How many times as fast as reading a piece mapping it has to be. Measured for 512 KiB: large pages are mapped in 1 to 6 us and read in
 /// 24 us at best, small ones mapped in 24 to 40 us and read in 32 us.
 const FASTER: u64 = 2;
-/// One of so many pieces is read, to know how long that takes.
+/// The first pieces are read, and one of so many later, to know how long that takes.
+const FIRST: u32 = 4;
 const SAMPLE: u32 = 64;
 /// Pieces in a row that have to be slow to map: some small pages are in every file, and a thread may be interrupted.
 const SLOW: u32 = 3;
-/// Pieces that are read then.
+/// Pieces that are read then; twice as many after each that is slow again, so often at most.
 const PATIENCE: u32 = 8;
+const DOUBLED: u32 = 3;
 /// Bytes that are used where they are mapped before all of them are unmapped, so that resident memory does not grow with the file.
 const MAPPED: usize = 256 << 20;
 
@@ -65,7 +67,8 @@ impl Pages {
 
     /// Whether the next piece is mapped.
     fn tries(&self) -> bool {
-        let sample = self.pieces.fetch_add(1, Ordering::Relaxed).is_multiple_of(SAMPLE);
+        let number = self.pieces.fetch_add(1, Ordering::Relaxed);
+        let sample = number < FIRST || number.is_multiple_of(SAMPLE);
         let patient =
             self.patience.try_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok();
         !sample && !patient && self.reading.load(Ordering::Relaxed) < u64::MAX
@@ -75,8 +78,8 @@ impl Pages {
     fn mapped(&self, bytes: usize, took: Duration) {
         if FASTER * picoseconds(bytes, took) <= self.reading.load(Ordering::Relaxed) {
             self.slow.store(0, Ordering::Relaxed);
-        } else if self.slow.fetch_add(1, Ordering::Relaxed) + 1 >= SLOW {
-            self.patience.store(PATIENCE, Ordering::Relaxed);
+        } else if let Some(again) = self.slow.fetch_add(1, Ordering::Relaxed).checked_sub(SLOW - 1) {
+            self.patience.store(PATIENCE << again.min(DOUBLED), Ordering::Relaxed);
         }
         self.mapped.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -122,18 +125,18 @@ mod tests {
     #[test]
     fn pieces_that_are_mapped_fast_are_mapped_and_others_read() {
         let fast = tried(&Pages::default(), 200, Duration::from_micros(20));
-        assert_eq!(fast, (0..200).filter(|n| n % 64 != 0).collect::<Vec<_>>());
-        let slow = tried(&Pages::default(), 60, Duration::from_micros(21));
-        assert_eq!(slow, [1, 2, 3, 12, 21, 30, 39, 48, 57]);
+        assert_eq!(fast, (4..200).filter(|n| n % 64 != 0).collect::<Vec<_>>());
+        let slow = tried(&Pages::default(), 200, Duration::from_micros(21));
+        assert_eq!(slow, [4, 5, 6, 15, 32, 65, 130, 195]);
     }
 
     #[test]
     fn two_slow_pieces_are_an_accident_and_a_file_that_becomes_fast_is_mapped_again() {
         let pages = Pages::default();
-        assert_eq!(tried(&pages, 3, Duration::from_millis(2)), [1, 2]);
+        assert_eq!(tried(&pages, 6, Duration::from_millis(2)), [4, 5]);
         assert_eq!(tried(&pages, 2, Duration::from_micros(1)), [0, 1]);
         assert_eq!(tried(&pages, 20, Duration::from_millis(2)), [0, 1, 2, 11]);
-        assert_eq!(tried(&pages, 4, Duration::from_micros(1)), [0, 1, 2, 3]);
+        assert_eq!(tried(&pages, 12, Duration::from_micros(1)), [8, 9, 10, 11]);
         assert_eq!(tried(&pages, 2, Duration::from_millis(2)), [0, 1]);
         assert_eq!(tried(&pages, 1, Duration::from_micros(1)), [0]);
     }
@@ -152,8 +155,7 @@ mod tests {
     #[test]
     fn what_is_mapped_is_bounded() {
         let pages = Pages::default();
-        tried(&pages, 1, Duration::ZERO);
-        assert_eq!(tried(&pages, 513, Duration::ZERO).len(), 505);
+        assert_eq!(tried(&pages, 512, Duration::ZERO).len(), 501);
         assert!(!pages.is_much());
         tried(&pages, 20, Duration::ZERO);
         assert!(pages.is_much());

@@ -22,7 +22,8 @@ impl Buffer {
     /// Empties it for bytes that belong at a place of the file; so many are expected, for more it grows.
     pub(crate) fn begin(&mut self, at: u64, room: usize) {
         if self.bytes.len() < room + 2 * PAGE {
-            self.bytes = vec![0; room + 2 * PAGE];
+            // Not 0, for which the memory would only be there at the first read, which is timed (`container/pages.rs`).
+            self.bytes = vec![1; room + 2 * PAGE];
         }
         // Elements of every type are to be written here, wherever the file has them: then they are a few bytes ahead of the file.
         let within = (at % PAGE as u64) as usize;
