@@ -31,7 +31,7 @@ impl StateDict<'_> {
     /// of bytes that are read.
     ///
     /// # Errors
-    /// As [`StateDict::tensor`]; [`crate::Error::Cancelled`].
+    /// As [`StateDict::tensor`]; [`crate::Error::Shorter`] and [`crate::Error::Changed`]; [`crate::Error::Cancelled`].
     pub fn examine(
         &self,
         tensors: &[usize],
@@ -74,6 +74,43 @@ impl StateDict<'_> {
             }
             Ok(Examined { sha256: sha256.map(FileHash::finish), stats: stats.map(Gather::finish) })
         };
-        parallel::run(tensors.len(), parallel::threads(None), &watched, progress, Buffer::default, look)
+        let examined =
+            parallel::run(tensors.len(), parallel::threads(None), &watched, progress, Buffer::default, look)?;
+        // Of a file that was cut meanwhile, the rest of a page that is mapped is zeros.
+        self.check_unchanged()?;
+        Ok(examined)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::path::PathBuf;
+
+    use crate::checkpoint::{Checkpoint, RootChoice};
+    use crate::engine::Progress;
+    use crate::error::Error;
+
+    /// Cuts a file when it is told of progress.
+    struct Cut(PathBuf);
+
+    impl Progress for Cut {
+        fn advance(&mut self, _: u64) {
+            File::options().write(true).open(&self.0).unwrap().set_len(100).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_cut_meanwhile_has_no_statistics() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let values: Vec<u8> = (0..1000).flat_map(|i| (i as f32).to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1000], &values).unwrap();
+        std::fs::write(&path, safetensors::serialize([("a", view)], None).unwrap()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let state_dict = checkpoint.state_dict(&RootChoice::default()).unwrap();
+        let found = state_dict.examine(&[0], true, false, &mut ()).unwrap();
+        assert_eq!(found[0].stats.as_ref().and_then(|stats| stats.mean()), Some(499.5));
+        assert!(matches!(state_dict.examine(&[0], true, false, &mut Cut(path)), Err(Error::Shorter { .. })));
     }
 }

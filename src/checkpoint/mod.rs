@@ -384,7 +384,7 @@ impl TensorData<'_> {
         self.view().as_bytes()
     }
 
-    /// The bytes of elements where they are, little-endian and one after the other, if this processor can use them there as elements and
+    /// The bytes of elements where they are, little-endian and one after the other, if they are aligned there as their type is and
     /// that is the fastest: see [`Map::is_at_hand`](crate::container::Map::is_at_hand). Elsewhere they are to be [read](TensorData::read).
     pub(crate) fn at_hand(&self, elements: &Range<usize>) -> Option<&[u8]> {
         let size = self.dtype().size();

@@ -23,7 +23,7 @@ const SLOW: u32 = 3;
 /// Pieces that are read then; twice as many after each that is slow again, so often at most.
 const PATIENCE: u32 = 8;
 const DOUBLED: u32 = 3;
-/// Bytes that are used where they are mapped before all of them are unmapped, so that resident memory does not grow with the file.
+/// Bytes of a file that are used where they are mapped before all of them are unmapped, so that resident memory does not grow with it.
 const MAPPED: usize = 256 << 20;
 
 /// What is known of one file. Threads share it; one that comes between two others only makes the choice later or earlier.

@@ -29,7 +29,7 @@ pub(crate) struct ScratchFile {
     target: PathBuf,
     replace: bool,
     sync: bool,
-    /// Positioned writes end where the file's offset is a multiple of this.
+    /// Positioned writes go no further than to the next multiple of this.
     piece: u64,
 }
 

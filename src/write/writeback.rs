@@ -6,8 +6,8 @@ use std::fs::File;
 #[cfg(target_os = "linux")]
 const WORTH: usize = 64 << 10;
 
-/// Has the system begin to write these bytes of a file, which it was given, to its disk, and does not wait for that. It makes nothing
-/// durable; `fsync`, to be called at the end, waits for less then, and tells of what went wrong.
+/// Has the system begin to write these bytes of a file, which it was given, to its disk, and does not wait for the disk, unless more is on the way there than it
+/// takes. It makes nothing durable; `fsync`, to be called at the end, waits for less then, and tells of what went wrong.
 #[cfg(target_os = "linux")]
 pub(super) fn begin(file: &File, at: u64, bytes: usize) {
     use std::os::fd::AsRawFd;
