@@ -235,12 +235,6 @@ int fdatasync(int fd) {
     CALL("fsync", name, 0);
 }
 
-int sync_file_range(int fd, off64_t from, off64_t size, unsigned flags) {
-    const char *name = name_of(fd);
-    if (!name) return REAL(sync_file_range)(fd, from, size, flags);
-    CALL("writeback", name, 0);
-}
-
 int rename(const char *from, const char *to) {
     const char *name = inside(to);
     if (!name) return REAL(rename)(from, to);

@@ -55,7 +55,7 @@ fn faults(function: &str) -> Vec<&'static str> {
         "chmod" => &["EPERM", "EIO"],
         "write" => &["EIO", "EINTR", "ENOSPC", "EDQUOT", "short", "short+ENOSPC", "short+EIO", "kill-within"],
         "fallocate" => &["EIO", "EINTR", "ENOSPC", "EDQUOT", "EOPNOTSUPP"],
-        "fsync" | "writeback" => &["EIO", "EINTR", "ENOSPC"],
+        "fsync" => &["EIO", "EINTR", "ENOSPC"],
         "rename" => &["EIO", "EXDEV", "EPERM", "ENOSPC", "done+EIO"],
         "link" => &["EIO", "EXDEV", "EPERM", "EMLINK", "ENOSPC", "done+EIO"],
         "unlink" => &["EIO", "EPERM", "done+EIO"],
