@@ -10,6 +10,8 @@ mod buffer;
 #[cfg(feature = "fold-cuda")]
 mod cuda;
 mod device;
+#[cfg(target_arch = "x86_64")]
+mod f16c;
 mod input;
 mod kernels;
 mod pace;

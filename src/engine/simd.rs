@@ -4,9 +4,11 @@
 #[cfg(target_arch = "x86_64")]
 use std::any::Any;
 
-use pulp::{Simd, WithSimd};
+use pulp::{Arch, Simd, WithSimd};
 
 use super::Norms;
+#[cfg(target_arch = "x86_64")]
+use super::f16c::Converter;
 use super::kernels::{self, sum_of_squares};
 
 /// A type whose tensors are folded in float32 vectors.
@@ -27,6 +29,10 @@ pub(super) trait Element: Copy {
     #[inline(always)]
     fn store<S: Simd>(_: S, values: S::f32s, bits: &mut [Self::Bits]) {
         store_each::<Self, S>(values, bits);
+    }
+    /// Folds by the instructions of that kind of processor.
+    fn fold(arch: Arch, fold: Fold<'_, Self>) -> Folded {
+        arch.dispatch(fold)
     }
 }
 
@@ -99,7 +105,7 @@ impl Element for BF16 {
     }
 }
 
-/// float16. Processors with AVX-512 convert it by instructions; others, by the plain arithmetic here, which becomes vectors too.
+/// float16. Processors with AVX-512 or F16C convert it by instructions; others, by the plain arithmetic here.
 #[derive(Clone, Copy)]
 pub(super) struct F16;
 
@@ -160,6 +166,14 @@ impl Element for F16 {
             return;
         }
         store_each::<Self, S>(values, bits);
+    }
+
+    fn fold(arch: Arch, fold: Fold<'_, F16>) -> Folded {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(converter) = Converter::of(arch) {
+            return converter.fold(fold);
+        }
+        arch.dispatch(fold)
     }
 }
 
@@ -264,7 +278,6 @@ impl<E: Element> WithSimd for Fold<'_, E> {
 mod tests {
     use super::kernels::BLOCK;
     use super::*;
-    use pulp::Arch;
 
     /// Numbers without a pattern, of both signs and several magnitudes.
     fn numbers(seed: u32, count: usize) -> Vec<f32> {
@@ -276,15 +289,23 @@ mod tests {
         (0..count).map(|_| (next() as f32 / 8_388_608.0 - 1.0) * 10f32.powi(next() as i32 % 5 - 3)).collect()
     }
 
-    /// Folds on the widest vectors that there are, and without any.
+    /// All kinds of vectors that this processor has, and none.
+    fn archs() -> Vec<Arch> {
+        let mut archs = vec![Arch::new(), Arch::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+        archs
+    }
+
+    /// Folds by each of them.
     fn fold(source: &[f32], terms: &[(f32, &[f32])]) -> Vec<(Vec<f32>, Folded)> {
         let run = |arch: Arch| {
             let mut out = vec![f32::NAN; source.len()];
             let block = Fold::<F32> { source, first: terms[0], more: &terms[1..], out: &mut out };
-            let folded = arch.dispatch(block);
+            let folded = F32::fold(arch, block);
             (out, folded)
         };
-        vec![run(Arch::new()), run(Arch::Scalar)]
+        archs().into_iter().map(run).collect()
     }
 
     #[test]
@@ -333,7 +354,7 @@ mod tests {
         }
     }
 
-    /// Folds two terms on the widest vectors that there are, and without any; what every element is by the crate `half`.
+    /// Folds two terms by all kinds of vectors; what every element is by the crate `half`.
     fn fold_halves<E: Element<Bits = u16>>(
         widen: impl Fn(u16) -> f32,
         narrow: impl Fn(f32) -> u16,
@@ -342,10 +363,10 @@ mod tests {
         let [source, a, b] = values;
         let result = |((w, a), b): ((&u16, &u16), &u16)| (widen(*w) + 0.1f32 * widen(*a)) + -0.37f32 * widen(*b);
         let expected: Vec<u16> = source.iter().zip(&a).zip(&b).map(result).map(&narrow).collect();
-        for arch in [Arch::new(), Arch::Scalar] {
+        for arch in archs() {
             let mut out = vec![0; source.len()];
-            let folded =
-                arch.dispatch(Fold::<E> { source: &source, first: (0.1, &a), more: &[(-0.37, &b)], out: &mut out });
+            let fold = Fold { source: &source, first: (0.1, &a), more: &[(-0.37, &b)], out: &mut out };
+            let folded = E::fold(arch, fold);
             assert_eq!(out, expected);
             assert_eq!(folded.bad, expected.iter().any(|bits| !widen(*bits).is_finite()));
             if !folded.bad {

@@ -366,7 +366,7 @@ impl<'w> Worker<'w> {
                 blocks.clear();
                 blocks.extend(terms.iter().map(|(lambda, (term, _))| (*lambda, &term[range.clone()])));
                 let [term, more @ ..] = blocks.as_slice() else { break };
-                let folded = self.arch.dispatch(Fold::<E> { source: &source[range], first: *term, more, out });
+                let folded = E::fold(self.arch, Fold { source: &source[range], first: *term, more, out });
                 done.add(folded.norms, folded.bad, Lost::default());
             }
             done.crc.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(out)));

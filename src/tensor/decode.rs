@@ -1,7 +1,7 @@
 //! Stored elements as numbers, for statistics and small values.
 
+use half::f16;
 use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 
 use super::DType;
 
@@ -70,7 +70,10 @@ pub(super) fn decode(dtype: DType, bytes: &[u8], out: &mut Vec<f64>) -> Result<(
                 halves.convert_to_f64_slice(&mut out[first..]);
             }
         }
-        DType::BF16 => out.extend(bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64())),
+        DType::BF16 => {
+            let wide = |b: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
+            out.extend(bytes.as_chunks::<2>().0.iter().map(|b| f64::from(wide(b))));
+        }
         DType::I64 => numbers!(i64, 8),
         DType::I32 => numbers!(i32, 4),
         DType::I16 => numbers!(i16, 2),
@@ -123,5 +126,21 @@ mod tests {
         assert_eq!(one(DType::F8E8M0Fnu, 0x7f), 1.0);
         assert_eq!(one(DType::F8E8M0Fnu, 0x00), 2f64.powi(-127));
         assert!(one(DType::F8E8M0Fnu, 0xff).is_nan());
+    }
+
+    #[test]
+    fn every_bfloat16_has_the_value_that_its_standard_says() {
+        let bits: Vec<u16> = (0..=u16::MAX).collect();
+        let bytes: Vec<u8> = bits.iter().flat_map(|bits| bits.to_le_bytes()).collect();
+        let mut out = Vec::new();
+        decode_f64(DType::BF16, &bytes, &mut out).unwrap();
+        assert_eq!(out.len(), bits.len());
+        for (bits, value) in bits.into_iter().zip(out) {
+            let expected = half::bf16::from_bits(bits).to_f64();
+            assert!(
+                value == expected && value.is_sign_negative() == expected.is_sign_negative()
+                    || value.is_nan() && expected.is_nan()
+            );
+        }
     }
 }
