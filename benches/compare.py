@@ -27,13 +27,14 @@ SIZES = {"base": "vit_base_patch16_224", "giant": "vit_giant_patch14_224"}
 MAKE = """
 import sys, timm, torch
 from safetensors.torch import save_file
-name, folder, models, all_kinds = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "all"
+name, folder, models, halves = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "halves"
 for number, kind in enumerate(("image", "audio", "video", "point")[:models]):
     torch.manual_seed(number)
     state = timm.create_model(name).state_dict()
     torch.save(state, f"{folder}/{kind}.pth")
-    if number < 2 and all_kinds:
+    if number < 2:
         save_file({key: value.contiguous() for key, value in state.items()}, f"{folder}/{kind}.safetensors")
+    if number < 2 and halves:
         for dtype, short in ((torch.bfloat16, "bf16"), (torch.float16, "f16")):
             torch.save({key: value.to(dtype) for key, value in state.items()}, f"{folder}/{kind}_{short}.pth")
 """
@@ -213,19 +214,34 @@ class Bench:
         convert = ["convert", self.path("image.pth"), "safetensors"]
         self.row("convert .pth -> .safetensors, cold", convert, "image.pth", cold=inputs[:1])
 
+    def large(self):
+        """Of the large model only what both formats cost: all of its files would not stay in the page cache together."""
+        files = {kind: [self.folder / f"{model}.{kind}" for model in ("image", "audio")] for kind in ("pth", "safetensors")}
+        for kind, paths in files.items():
+            for path in files["pth"] + files["safetensors"]:
+                evict(path)
+            cache(paths)
+            if self.full:
+                self.fill(paths[0])
+            fold = ["fold", str(paths[0]), "--lambda", "0.1", "--aux", str(paths[1]), kind]
+            self.heading()
+            self.row(f"fold .{kind} -> .{kind}", fold, paths[0].name)
+            self.row("the same, durable (`cp` and `sync FILE`)", fold, paths[0].name, synced=True)
+            other = {"pth": "safetensors", "safetensors": "pth"}[kind]
+            self.row(f"convert .{kind} -> .{other}", ["convert", str(paths[0]), other], paths[0].name)
+
     def table(self):
+        if not (self.folder / "image_bf16.pth").exists():
+            self.large()
+            return
         pth = self.fold_pth()
         more = ["--aux", self.path("video.pth"), "--aux", self.path("point.pth")]
         self.heading()
         self.row("fold .pth + .pth -> .pth", [*pth, "pth"], "image.pth")
         self.row("the same, durable (`cp` and `sync FILE`)", [*pth, "pth"], "image.pth", synced=True)
-        if not (self.folder / "image.safetensors").exists():
-            self.row("convert .pth -> .safetensors", ["convert", self.path("image.pth"), "safetensors"], "image.pth")
-            return
         safetensors = ["fold", self.path("image.safetensors"), "--lambda", "0.1", "--aux", self.path("audio.safetensors")]
         self.row("fold .safetensors -> .safetensors", [*safetensors, "safetensors"], "image.safetensors")
-        if (self.folder / "point.pth").exists():
-            self.row("fold, three auxiliaries", [*pth, *more, "pth"], "image.pth")
+        self.row("fold, three auxiliaries", [*pth, *more, "pth"], "image.pth")
         for short in ("bf16", "f16"):
             files = [self.path(f"{kind}_{short}.pth") for kind in ("image", "audio")]
             self.row(f"fold, {short}", ["fold", files[0], "--lambda", "0.1", "--aux", files[1], "pth"], f"image_{short}.pth")
@@ -290,7 +306,7 @@ def main():
     parser.add_argument("--binary", type=Path, required=True)
     parser.add_argument("--size", choices=[*SIZES, "both"], default="base")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--folder", type=Path, help="where the files go: 3 GB, 12 GB for the large model, and with --full-memory as much again as there is memory")
+    parser.add_argument("--folder", type=Path, help="where the files go: 3 GB, 25 GB for the large model, and with --full-memory as much again as there is memory")
     parser.add_argument("--mergekit", help="the program mergekit-pytorch")
     parser.add_argument("--pages", choices=["read", "written", "small"], default="read", help="how inputs came into the page cache")
     parser.add_argument("--full-memory", action="store_true", help="keep outputs, so that no memory is free")
@@ -298,20 +314,22 @@ def main():
     parser.add_argument("--cold", action="store_true")
     parser.add_argument("--only", choices=["table", "peers", "small", "threads", "cold"], help="one of the tables")
     options = parser.parse_args()
+    if options.size != "base" and options.pages != "read":
+        parser.error("--pages is for the base model: the files of the large one do not stay in the page cache together")
     print(f"{processor()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}, medians of {options.rounds}")
     for size in SIZES if options.size == "both" else [options.size]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            # Of the large model, a target and one auxiliary: all of them would not stay in the page cache.
-            models, kinds = ("4", "all") if size == "base" else ("2", "one")
+            models, kinds = ("4", "halves") if size == "base" else ("2", "none")
             subprocess.run([sys.executable, "-c", MAKE, SIZES[size], folder, models, kinds], check=True)
             if options.pages == "small":
                 for path in Path(folder).iterdir():
                     rewrite(path)
-            if options.pages == "read":
-                cache(sorted(Path(folder).iterdir()))
             bench = Bench(options.binary.resolve(), Path(folder), options.rounds, options.full_memory)
-            if options.full_memory:
-                bench.fill(Path(bench.path("image.pth")))
+            if size == "base":
+                if options.pages == "read":
+                    cache(sorted(Path(folder).iterdir()))
+                if options.full_memory:
+                    bench.fill(Path(bench.path("image.pth")))
             megabytes = os.path.getsize(bench.path("image.pth")) / 1e6
             print(f"\n## {SIZES[size]}, {megabytes:,.0f} MB\n")
             tables = {"table": bench.table}

@@ -408,6 +408,25 @@ mod tests {
     }
 
     #[test]
+    fn nan_and_infinity_become_the_same_by_all_kinds_of_vectors() {
+        fn outs<E: Element<Bits = u16>>(source: &[u16], term: &[u16]) -> Vec<Vec<u16>> {
+            let run = |arch| {
+                let mut out = vec![0; source.len()];
+                let folded = E::fold(arch, Fold { source, first: (0.5, term), more: &[], out: &mut out });
+                assert!(folded.bad);
+                out
+            };
+            archs().into_iter().map(run).collect()
+        }
+        // All numbers whose exponent's highest bits are set, and one of about 1 beside each.
+        let source: Vec<u16> = (0..=u16::MAX).filter(|bits| bits & 0x7800 == 0x7800).take(BLOCK).collect();
+        let term = vec![0x3c01; source.len()];
+        for outs in [outs::<F16>(&source, &term), outs::<F16>(&term, &source), outs::<BF16>(&source, &term)] {
+            assert!(outs.iter().all(|out| *out == outs[0]));
+        }
+    }
+
+    #[test]
     fn one_value_that_is_not_finite_is_found_anywhere() {
         for (count, at) in [(BLOCK, 0), (BLOCK, 777), (100, 99), (7, 3)] {
             for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
