@@ -215,25 +215,21 @@ class Bench:
         self.row("convert .pth -> .safetensors, cold", convert, "image.pth", cold=inputs[:1])
 
     def large(self):
-        """Of the large model only what both formats cost: all of its files would not stay in the page cache together."""
-        files = {kind: [self.folder / f"{model}.{kind}" for model in ("image", "audio")] for kind in ("pth", "safetensors")}
-        for kind, paths in files.items():
-            for path in files["pth"] + files["safetensors"]:
+        """Of the large model what both formats cost, one after the other: all of its files would not stay in the page cache together."""
+        for kind, other in (("pth", "safetensors"), ("safetensors", "pth")):
+            (target, aux), away = ([self.folder / f"{model}.{ending}" for model in ("image", "audio")] for ending in (kind, other))
+            for path in away:
                 evict(path)
-            cache(paths)
+            cache([target, aux])
             if self.full:
-                self.fill(paths[0])
-            fold = ["fold", str(paths[0]), "--lambda", "0.1", "--aux", str(paths[1]), kind]
+                self.fill(target)
+            fold = ["fold", str(target), "--lambda", "0.1", "--aux", str(aux), kind]
             self.heading()
-            self.row(f"fold .{kind} -> .{kind}", fold, paths[0].name)
-            self.row("the same, durable (`cp` and `sync FILE`)", fold, paths[0].name, synced=True)
-            other = {"pth": "safetensors", "safetensors": "pth"}[kind]
-            self.row(f"convert .{kind} -> .{other}", ["convert", str(paths[0]), other], paths[0].name)
+            self.row(f"fold .{kind} -> .{kind}", fold, target.name)
+            self.row("the same, durable (`cp` and `sync FILE`)", fold, target.name, synced=True)
+            self.row(f"convert .{kind} -> .{other}", ["convert", str(target), other], target.name)
 
     def table(self):
-        if not (self.folder / "image_bf16.pth").exists():
-            self.large()
-            return
         pth = self.fold_pth()
         more = ["--aux", self.path("video.pth"), "--aux", self.path("point.pth")]
         self.heading()
@@ -332,7 +328,7 @@ def main():
                     bench.fill(Path(bench.path("image.pth")))
             megabytes = os.path.getsize(bench.path("image.pth")) / 1e6
             print(f"\n## {SIZES[size]}, {megabytes:,.0f} MB\n")
-            tables = {"table": bench.table}
+            tables = {"table": bench.table if size == "base" else bench.large}
             if size == "base":
                 tables |= {"peers": lambda: bench.peers(options.mergekit), "small": bench.small}
             if options.threads:
