@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock, OnceLock};
 
 use super::mapping::MapProblem;
-use super::pattern::{Pattern, tail};
+use super::pattern::Pattern;
 use super::rules::{Leave, LeaveRow, MapRow, Rule, in_module};
 use super::template::Template;
 use crate::tensor::TensorSpec;
@@ -100,12 +100,14 @@ pub(super) struct Table {
 
 #[cfg(test)]
 impl Table {
-    pub(super) fn evidence_keys(&self) -> Vec<String> {
-        self.evidence.iter().chain(&self.close).map(|row| row.key.clone()).collect()
+    /// All regular expressions.
+    pub(super) fn expressions(&self) -> Vec<String> {
+        let keys = self.evidence.iter().chain(&self.close).map(|row| row.key.clone());
+        keys.chain(self.drop.iter().chain(&self.refuse).map(|row| row.name.clone())).collect()
     }
 }
 
-#[derive(Clone, serde::Deserialize)]
+#[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EvidenceRow {
     key: String,
@@ -117,38 +119,24 @@ struct EvidenceRow {
 }
 
 struct Evidence {
-    /// The expression; compiled when a name that ends as it does is held against it. Most families are ruled out by that.
-    pattern: String,
-    tail: String,
-    key: OnceLock<Pattern>,
+    key: Pattern,
     shape: Option<Vec<usize>>,
     oblong_grid: bool,
     because: String,
 }
 
 impl Evidence {
-    fn new(row: &EvidenceRow) -> Evidence {
-        let EvidenceRow { key, shape, oblong_grid, because } = row.clone();
-        Evidence { tail: tail(&key), pattern: key, key: OnceLock::new(), shape, oblong_grid, because }
-    }
-
-    fn key(&self) -> Result<&Pattern, String> {
-        if let Some(key) = self.key.get() {
-            return Ok(key);
-        }
-        let key = Pattern::new(&self.pattern)?;
-        Ok(self.key.get_or_init(|| key))
+    fn new(row: &EvidenceRow) -> Result<Evidence, String> {
+        let EvidenceRow { key, shape, oblong_grid, because } = row;
+        let (shape, because) = (shape.clone(), because.clone());
+        Ok(Evidence { key: Pattern::new(key)?, shape, oblong_grid: *oblong_grid, because })
     }
 
     fn holds(&self, spec: &TensorSpec) -> bool {
         let shape_fits = self.shape.as_ref().is_none_or(|shape| {
             shape.len() == spec.shape.len() && shape.iter().zip(&spec.shape).all(|(&want, &is)| want == 0 || want == is)
         });
-        // A table that cannot be compiled is refused when it is read.
-        shape_fits
-            && spec.name.ends_with(&self.tail)
-            && (!self.oblong_grid || oblong_grid(&spec.shape))
-            && self.key().is_ok_and(|key| key.is_match(&spec.name))
+        shape_fits && (!self.oblong_grid || oblong_grid(&spec.shape)) && self.key.is_match(&spec.name)
     }
 }
 
@@ -175,19 +163,13 @@ pub struct Family {
     pub(super) class_position: bool,
     sinusoid_positions: bool,
     note: Option<String>,
-    /// The rows of its own table, and then of those that it is like.
-    rows: Rows,
+    /// Its own table, and then those that it is like.
+    line: Vec<Arc<Table>>,
     compiled: OnceLock<Compiled>,
 }
 
-struct Rows {
-    map: Vec<MapRow>,
-    drop: Vec<LeaveRow>,
-    refuse: Vec<LeaveRow>,
-}
-
-/// What tensors are held against once a family is taken: hundreds of expressions in all tables together, so each family's are
-/// compiled when they are first needed.
+/// What tensors are held against once a family is taken: hundreds of rows in all tables together, so each family's are
+/// read when they are first needed.
 pub(super) struct Compiled {
     pub(super) anchor: Template,
     pub(super) rules: Vec<Rule>,
@@ -196,13 +178,17 @@ pub(super) struct Compiled {
 }
 
 impl Compiled {
-    fn new(anchor: &str, rows: &Rows) -> Result<Compiled, String> {
-        let leave = |rows: &[LeaveRow]| rows.iter().map(Leave::new).collect::<Result<_, _>>();
+    fn new(anchor: &str, line: &[Arc<Table>]) -> Result<Compiled, String> {
+        let module = line.iter().find_map(|table| table.module.as_deref());
+        let rule = |row: &MapRow| Rule::new(&row.in_module(module));
+        let leave = |of: fn(&Table) -> &Vec<LeaveRow>| -> Result<Vec<Leave>, String> {
+            line.iter().flat_map(|table| of(table)).map(Leave::new).collect()
+        };
         Ok(Compiled {
             anchor: Template::new(anchor, false)?,
-            rules: rows.map.iter().map(Rule::new).collect::<Result<_, _>>()?,
-            drop: leave(&rows.drop)?,
-            refuse: leave(&rows.refuse)?,
+            rules: line.iter().flat_map(|table| &table.map).map(rule).collect::<Result<_, _>>()?,
+            drop: leave(|table| &table.drop)?,
+            refuse: leave(|table| &table.refuse)?,
         })
     }
 }
@@ -232,8 +218,9 @@ static FAMILIES: LazyLock<Vec<Arc<Family>>> = LazyLock::new(|| match read_tables
 });
 
 /// The tables that are part of the program.
-pub(super) fn tables() -> Result<Vec<Table>, String> {
-    let parse = |&(file, text): &(&str, &str)| toml::from_str(text).map_err(|error| format!("{file}: {error}"));
+pub(super) fn tables() -> Result<Vec<Arc<Table>>, String> {
+    let parse =
+        |&(file, text): &(&str, &str)| toml::from_str(text).map(Arc::new).map_err(|error| format!("{file}: {error}"));
     TABLES.iter().map(parse).collect()
 }
 
@@ -244,37 +231,33 @@ fn read_tables() -> Result<Vec<Arc<Family>>, String> {
 
 impl Family {
     /// A family as its table describes it; `tables` are those that it may be like.
-    fn new(table: &Table, tables: &[Table]) -> Result<Family, String> {
+    fn new(table: &Arc<Table>, tables: &[Arc<Table>]) -> Result<Family, String> {
         let wrong = |error: String| format!("{}: {error}", table.name);
-        let mut line = vec![table];
+        let mut line = vec![Arc::clone(table)];
         while let Some(name) = line.last().and_then(|last| last.like.as_ref()) {
             let like = tables.iter().find(|t| t.name == *name);
             let like = like.ok_or_else(|| wrong(format!("there is no family {name}")))?;
             if line.iter().any(|known| known.name == *name) {
                 return Err(wrong(format!("it is like {name}, which is like it")));
             }
-            line.push(like);
+            line.push(Arc::clone(like));
         }
-        let from = || line.iter().copied();
+        let from = || line.iter();
         let anchor = from().find_map(|t| t.anchor.as_deref()).ok_or_else(|| wrong("it has no anchor".into()))?;
         let module = from().find_map(|t| t.module.as_deref());
-        let leave = |of: fn(&Table) -> &Vec<LeaveRow>| from().flat_map(of).cloned().collect();
+        let evidence = |rows: &[EvidenceRow]| rows.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong);
         Ok(Family {
             name: table.name.clone(),
             like: line.iter().skip(1).map(|t| t.name.clone()).collect(),
             title: table.title.clone(),
             anchor_text: in_module(anchor, module),
-            evidence: table.evidence.iter().map(Evidence::new).collect(),
-            close: table.close.iter().map(Evidence::new).collect(),
+            evidence: evidence(&table.evidence)?,
+            close: evidence(&table.close)?,
             prefixes: from().flat_map(|t| t.prefixes.clone()).collect(),
             class_position: from().any(|t| t.class_position),
             sinusoid_positions: from().any(|t| t.sinusoid_positions),
             note: from().find_map(|t| t.note.clone()),
-            rows: Rows {
-                map: from().flat_map(|t| &t.map).map(|row| row.in_module(module)).collect(),
-                drop: leave(|t| &t.drop),
-                refuse: leave(|t| &t.refuse),
-            },
+            line,
             compiled: OnceLock::new(),
         })
     }
@@ -284,25 +267,24 @@ impl Family {
     /// # Errors
     /// A sentence that says what is wrong with it, and where.
     pub fn parse(text: &str) -> Result<Family, String> {
-        let table = toml::from_str(text).map_err(|error| error.to_string())?;
+        let table = toml::from_str(text).map(Arc::new).map_err(|error| error.to_string())?;
         let family = Family::new(&table, &tables()?)?;
         family.check()?;
         Ok(family)
     }
 
-    /// Compiles what its table says.
+    /// Reads what its table says.
     fn check(&self) -> Result<(), String> {
         let wrong = |error: String| format!("{}: {error}", self.name);
-        self.evidence.iter().chain(&self.close).try_for_each(|evidence| evidence.key().map(drop)).map_err(wrong)?;
-        let compiled = Compiled::new(&self.anchor_text, &self.rows).map_err(wrong)?;
+        let compiled = Compiled::new(&self.anchor_text, &self.line).map_err(wrong)?;
         self.compiled.get_or_init(|| compiled);
         Ok(())
     }
 
     pub(super) fn compiled(&self) -> &Compiled {
-        self.compiled.get_or_init(|| match Compiled::new(&self.anchor_text, &self.rows) {
+        self.compiled.get_or_init(|| match Compiled::new(&self.anchor_text, &self.line) {
             Ok(compiled) => compiled,
-            // A user's table is compiled when it is read, and a test compiles those that are part of the program.
+            // All of a user's table is read at once, and a test reads those that are part of the program.
             Err(error) => unreachable!("{}: {error}", self.name),
         })
     }

@@ -62,7 +62,7 @@ enum OneOrMore {
 #[serde(deny_unknown_fields)]
 pub(super) struct LeaveRow {
     /// A regular expression over names.
-    name: String,
+    pub(super) name: String,
     /// Why, for the user.
     because: String,
 }

@@ -1,7 +1,5 @@
 //! Names with places for numbers and other parts that differ, in both directions: matched, and written out.
 
-use super::pattern::Pattern;
-
 /// A piece of a template.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Piece {
@@ -52,8 +50,21 @@ impl Slots {
 #[derive(Clone, Debug)]
 pub(super) struct Template {
     pieces: Vec<Piece>,
-    pattern: Pattern,
+    /// What `{leaf}` stands for.
+    leaves: &'static [&'static str],
 }
+
+/// What `{leaf}` stands for; the last two only where a layer may have a pathway.
+const LEAVES: [&str; 4] = ["weight", "bias", "aux_weight", "cross_modal_scale"];
+
+/// Digits of the longest number: longer ones are no numbers of blocks.
+const MOST_DIGITS: usize = 6;
+
+/// Texts that may be there, in one template: each doubles what is tried.
+const MOST_OPTIONAL: usize = 4;
+
+/// What the slots have in a name that is being matched, by kind.
+type Found<'n> = [Option<&'n str>; 3];
 
 impl Template {
     /// Reads a template. With `pathways`, `{leaf}` also stands for the tensors that a trained pathway has beside a weight.
@@ -95,27 +106,53 @@ impl Template {
                 }
             }
         }
-        let leaf = if pathways { "weight|bias|aux_weight|cross_modal_scale" } else { "weight|bias" };
-        let pattern: String = pieces
-            .iter()
-            .map(|piece| match piece {
-                Piece::Text(text) => regex::escape(text),
-                Piece::Optional(text) => format!("(?:{})?", regex::escape(text)),
-                // Longer numbers are no numbers of blocks.
-                Piece::Slot(Slot::Number) => r"(?<N>[0-9]{1,6})".to_owned(),
-                Piece::Slot(Slot::Leaf) => format!("(?<leaf>{leaf})"),
-                Piece::Slot(Slot::Any) => "(?<any>.+)".to_owned(),
-            })
-            .collect();
-        let pattern = Pattern::new(&format!("^(?:{pattern})$"))?;
-        Ok(Template { pieces, pattern })
+        if pieces.iter().filter(|piece| matches!(piece, Piece::Optional(_))).count() > MOST_OPTIONAL {
+            return Err(format!("{text:?} has more than {MOST_OPTIONAL} parts in brackets"));
+        }
+        Ok(Template { pieces, leaves: if pathways { &LEAVES } else { &LEAVES[..2] } })
     }
 
-    /// The values that the slots have in `name`, if it is of this form.
+    /// The values that the slots have in `name`, if it is of this form: as long as they can be, from left to right.
     pub(super) fn matches(&self, name: &str) -> Option<Slots> {
-        let captures = self.pattern.captures(name, ["N", "leaf", "any"])?;
-        let [number, leaf, any] = captures.map(|found| found.map(str::to_owned));
+        let mut found = Found::default();
+        if !self.fill(&self.pieces, name, &mut found) {
+            return None;
+        }
+        let [number, leaf, any] = found.map(|found| found.map(str::to_owned));
         Some(Slots { number, leaf, any })
+    }
+
+    /// Whether `name` consists of these pieces; what the slots then have.
+    fn fill<'n>(&self, pieces: &[Piece], name: &'n str, found: &mut Found<'n>) -> bool {
+        let Some((piece, pieces)) = pieces.split_first() else { return name.is_empty() };
+        if pieces.is_empty()
+            && let Piece::Text(text) = piece
+        {
+            return name == text;
+        }
+        let mut fill = |slot: Slot, end: usize| {
+            let (value, rest) = name.split_at(end);
+            found[slot as usize] = Some(value);
+            self.fill(pieces, rest, found)
+        };
+        match piece {
+            Piece::Text(text) => name.strip_prefix(text.as_str()).is_some_and(|rest| self.fill(pieces, rest, found)),
+            Piece::Optional(text) => {
+                name.strip_prefix(text.as_str()).is_some_and(|rest| self.fill(pieces, rest, found))
+                    || self.fill(pieces, name, found)
+            }
+            Piece::Slot(slot @ Slot::Number) => {
+                let digits = name.bytes().take(MOST_DIGITS).take_while(u8::is_ascii_digit).count();
+                (1..=digits).rev().any(|end| fill(*slot, end))
+            }
+            Piece::Slot(slot @ Slot::Leaf) => {
+                self.leaves.iter().any(|leaf| name.starts_with(leaf) && fill(*slot, leaf.len()))
+            }
+            Piece::Slot(slot @ Slot::Any) => {
+                let longest = name.find('\n').unwrap_or(name.len());
+                (1..=longest).rev().any(|end| name.is_char_boundary(end) && fill(*slot, end))
+            }
+        }
     }
 
     /// The name with those values; `None` if it has a slot without one. Text that may be there is.
@@ -162,7 +199,10 @@ impl Template {
             return None;
         }
         let starts = std::iter::once(0).chain(name.match_indices(['.', '/']).map(|(dot, _)| dot + 1));
-        starts.map(|start| name.split_at(start)).find(|(_, rest)| self.pattern.is_match(rest)).map(|(before, _)| before)
+        starts
+            .map(|start| name.split_at(start))
+            .find(|(_, rest)| self.fill(&self.pieces, rest, &mut Found::default()))
+            .map(|(before, _)| before)
     }
 
     /// Whether every slot of this template is one of `other`.
@@ -191,6 +231,73 @@ mod tests {
     }
 
     #[test]
+    fn slots_have_what_a_regular_expression_captures() {
+        let templates = [
+            "blocks.{N}.{leaf}",
+            "[vit.]layer{N}0.{leaf}",
+            "{*}",
+            "{*}.{leaf}",
+            "a{*}a",
+            "[a][a]a{N}[1]1",
+            "{leaf}_{*}{N}",
+            "{leaf}[_weight]",
+            "x.{*}.{N}[0].y",
+            "cls(token)",
+        ];
+        let names = [
+            "",
+            "blocks.0.weight",
+            "blocks.1234567.bias",
+            "blocks.123456.bias",
+            "blocks..bias",
+            "layer100.weight",
+            "vit.layer00.bias",
+            "layer0.bias",
+            "a",
+            "aa",
+            "aaa",
+            "aaa1",
+            "aa11",
+            "a111",
+            "aaaa12345671",
+            "weight",
+            "weight_weight",
+            "bias_x9",
+            "bias_x123",
+            "bias_9",
+            "aux_weight",
+            "x.cross_modal_scale",
+            "\u{e9}.weight",
+            "x.\u{e9}\u{e9}.00.y",
+            "x.a.1.y.20.y",
+            "a\na",
+            "a\n.weight",
+            "cls(token)",
+        ];
+        for (template, pathways) in templates.iter().flat_map(|text| [(text, false), (text, true)]) {
+            let ours = Template::new(template, pathways).unwrap();
+            let leaf = if pathways { "weight|bias|aux_weight|cross_modal_scale" } else { "weight|bias" };
+            let pieces = ours.pieces.iter().map(|piece| match piece {
+                Piece::Text(text) => regex::escape(text),
+                Piece::Optional(text) => format!("(?:{})?", regex::escape(text)),
+                Piece::Slot(Slot::Number) => "(?<N>[0-9]{1,6})".to_owned(),
+                Piece::Slot(Slot::Leaf) => format!("(?<leaf>{leaf})"),
+                Piece::Slot(Slot::Any) => "(?<any>.+)".to_owned(),
+            });
+            let theirs = regex::Regex::new(&format!("^(?:{})$", pieces.collect::<String>())).unwrap();
+            for name in names {
+                let found = |captures: &regex::Captures<'_>, group| captures.name(group).map(|m| m.as_str().to_owned());
+                let expected = theirs.captures(name).map(|captures| Slots {
+                    number: found(&captures, "N"),
+                    leaf: found(&captures, "leaf"),
+                    any: found(&captures, "any"),
+                });
+                assert_eq!(ours.matches(name), expected, "{template} {name}");
+            }
+        }
+    }
+
+    #[test]
     fn what_stands_before_a_form_is_found() {
         let anchor = Template::new("[vit.]blocks.{N}.attn.qkv.weight", false).unwrap();
         assert_eq!(anchor.suffix_of("module.vit.blocks.0.attn.qkv.weight"), Some("module."));
@@ -200,7 +307,7 @@ mod tests {
 
     #[test]
     fn rejects_bad_slots() {
-        for bad in ["blocks.{M}", "blocks.{N", "a.{N}.{N}", "[x"] {
+        for bad in ["blocks.{M}", "blocks.{N", "a.{N}.{N}", "[x", "[a][b][c][d][e]"] {
             assert!(Template::new(bad, false).is_err(), "{bad}");
         }
     }
