@@ -40,7 +40,10 @@ impl Memo {
         match usize::try_from(key) {
             Ok(place) if place < self.dense.len() => self.dense[place] = value,
             Ok(place) if place == self.dense.len() => {
-                self.sparse.remove(&key);
+                // Hashing the key takes longer than all else, and hardly any pickle has such keys.
+                if !self.sparse.is_empty() {
+                    self.sparse.remove(&key);
+                }
                 budget.push(&mut self.dense, value)?;
             }
             _ => match self.sparse.entry(key) {
