@@ -312,6 +312,8 @@ def main():
     options = parser.parse_args()
     if options.size != "base" and options.pages != "read":
         parser.error("--pages is for the base model: the files of the large one do not stay in the page cache together")
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     print(f"{processor()}, {os.cpu_count()} processors, {platform.system()} {platform.release()}, medians of {options.rounds}")
     for size in SIZES if options.size == "both" else [options.size]:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
