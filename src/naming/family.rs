@@ -25,6 +25,9 @@ const WRAPPERS: &[&str] = &[
     "MAE_encoder",
 ];
 
+/// Bytes of the longest name of a module.
+const LONGEST_MODULE: usize = 100;
+
 /// The tables, most specific first: the first one of which all evidence is found is taken.
 const TABLES: &[(&str, &str)] = &[
     ("pointmae.toml", include_str!("families/pointmae.toml")),
@@ -245,6 +248,10 @@ impl Family {
         let from = || line.iter();
         let anchor = from().find_map(|t| t.anchor.as_deref()).ok_or_else(|| wrong("it has no anchor".into()))?;
         let module = from().find_map(|t| t.module.as_deref());
+        // It stands in every name once or more.
+        if module.is_some_and(|module| module.len() > LONGEST_MODULE) {
+            return Err(wrong(format!("the name of its module is longer than {LONGEST_MODULE} bytes")));
+        }
         let evidence = |rows: &[EvidenceRow]| rows.iter().map(Evidence::new).collect::<Result<_, _>>().map_err(wrong);
         Ok(Family {
             name: table.name.clone(),
@@ -457,6 +464,8 @@ mod tests {
         assert!(table("map = [{ to = 'b', from = 'a', unsqueeze = 9 }]").contains("more than 8 dimensions"));
         assert!(table("map = [{ to = 'b', from = '{module}a' }]").contains("module"));
         assert!(table("drop = [{ name = '(', because = 'c' }]").contains("regex"));
+        assert!(table(&format!("module = '{}'", "a".repeat(101))).contains("module is longer than 100 bytes"));
+        assert!(table("map = [{ to = 'b', from = '[a][a][a][a][a]b' }]").contains("more than 4 parts in brackets"));
         assert!(table("colour = 'red'").contains("colour"));
     }
 

@@ -5,6 +5,8 @@ use regex::Regex;
 /// Sequences of the largest plain expression, and how deep groups are in one another.
 const MOST_WAYS: usize = 16;
 const DEEPEST: usize = 3;
+/// Bytes of the longest plain expression: what is made of one grows faster than it does.
+const LONGEST: usize = 1000;
 
 /// A regular expression as the crate `regex` has them. Nearly all that tables have are plain, and are held against names without
 /// being compiled: there are hundreds of them, and compiling one takes longer than holding it against a few hundred names.
@@ -65,6 +67,9 @@ impl Pattern {
 impl Plain {
     /// Reads an expression, if it is a plain one.
     fn read(text: &str) -> Option<Plain> {
+        if text.len() > LONGEST {
+            return None;
+        }
         let (begin, rest) = if let Some(rest) = text.strip_prefix("(?:^|") {
             let (before, rest) = rest.split_once(')')?;
             let mut before = sequences(&mut &*before, 0)?;
@@ -80,7 +85,8 @@ impl Plain {
         let end = rest.strip_suffix('$');
         let mut rest = end.unwrap_or(rest);
         let ways = sequences(&mut rest, 0)?;
-        // Everything is to be found in one go through a name.
+        let is_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        // After all digits that there are comes no digit, so that nothing has to be tried with fewer of them.
         let greedy = |way: &Vec<Piece>| {
             !way.windows(2).any(|pair| match pair {
                 [Piece::Digits, Piece::Text(text)] => text.starts_with(|c: char| c.is_ascii_digit()),
@@ -88,7 +94,19 @@ impl Plain {
                 _ => false,
             })
         };
-        let starts = |way: &Vec<Piece>| !matches!((&begin, way.first()), (Begin::Anywhere, Some(Piece::Digits) | None));
+        // No digit is gone through for more than one place to begin at.
+        let starts = |way: &Vec<Piece>| {
+            let apart = match &begin {
+                Begin::Start => true,
+                Begin::After(before) => !is_digits(before),
+                Begin::Anywhere => false,
+            };
+            match way.as_slice() {
+                [] => !matches!(begin, Begin::Anywhere),
+                [Piece::Text(text), ..] => apart || !is_digits(text) || !way.contains(&Piece::Digits),
+                [Piece::Digits, ..] => apart,
+            }
+        };
         (rest.is_empty() && ways.iter().all(greedy) && ways.iter().all(starts)).then_some(Plain {
             begin,
             ways,
@@ -226,6 +244,12 @@ mod tests {
         "^(?:a)",
         "(?:a)?b",
         r"^(?:a\.)?(?:b|c)$",
+        "^[0-9]+b",
+        r"(?:^|\.)[0-9]+b$",
+        r"(?:^|\.)1[0-9]+",
+        "a1[0-9]+b",
+        "11",
+        "(?:^|1)2b",
     ];
 
     const OTHERS: &[&str] = &[
@@ -239,6 +263,10 @@ mod tests {
         "a[0-9]++",
         "a[0-9]+1",
         "[0-9]+a",
+        "1[0-9]+b",
+        "(?:a|1)[0-9]+b",
+        "(?:^|1)[0-9]+b",
+        "(?:^|1)2[0-9]+b",
         "(?:a[0-9]+)(?:1|b)",
         "a{2}",
         "a.b$",
@@ -267,6 +295,8 @@ mod tests {
                 assert_eq!(matches!(Pattern::new(text), Ok(Pattern::Plain(_))), plain, "{text}");
             }
         }
+        let long = "a".repeat(LONGEST);
+        assert!(Plain::read(&long).is_some() && Plain::read(&format!("{long}a")).is_none());
         let tables = super::super::family::tables().unwrap();
         for text in tables.iter().flat_map(|table| table.expressions()) {
             assert!(Plain::read(&text).is_some(), "{text}");
@@ -275,11 +305,11 @@ mod tests {
 
     #[test]
     fn names_are_found_as_the_crate_regex_finds_them() {
-        // What each expression is found in, as it is, with something before and behind it, and without one of its bytes.
+        // What each expression is found in, as it is, with something before and behind it, and without one of its first bytes.
         let expressions = expressions();
         let mut names: Vec<String> = [
-            "", "a", "aa", "aab", "a1", "a12.3b", "ababa", "abac", "ababax", "abcd", "c", "xaby", "x12y", "\u{e9}",
-            "bd7\n",
+            "", "a", "aa", "aab", "11", "2b", "112b", ".123b", "12b.11b", "a1", "a12.3b", "ababa", "abac", "ababax",
+            "abcd", "c", "xaby", "x12y", "\u{e9}", "bd7\n",
         ]
         .map(str::to_owned)
         .to_vec();

@@ -112,7 +112,8 @@ impl Template {
         Ok(Template { pieces, leaves: if pathways { &LEAVES } else { &LEAVES[..2] } })
     }
 
-    /// The values that the slots have in `name`, if it is of this form: as long as they can be, from left to right.
+    /// The values that the slots have in `name`, if it is of this form: from left to right, a number or anything as
+    /// long as it can be, and of leaves the first that fits.
     pub(super) fn matches(&self, name: &str) -> Option<Slots> {
         let mut found = Found::default();
         if !self.fill(&self.pieces, name, &mut found) {
