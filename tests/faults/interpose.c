@@ -12,6 +12,7 @@
  *                short+ENOSPC  half of the bytes are written, and the next write fails
  *                kill-before, kill-after  SIGKILL on this side of the call
  *                kill-within  half of the bytes are written, then SIGKILL
+ * FAULTS_EARLY   if set, sync_file_range is counted too: of several threads, its calls come in no order among the writes
  *
  * fsync does nothing here: what is tested is the order of the calls and what follows from an error, not the disk.
  */
@@ -37,7 +38,7 @@
 static char folder[PATH_MAX], here[PATH_MAX];
 static const char *kind = "";
 static long at;
-static int log_fd = -1;
+static int log_fd = -1, early;
 static atomic_long count;
 static atomic_int later; /* the errno that the next write fails with */
 static char names[MOST][NAME_MAX + 1]; /* of the files in the folder, by descriptor */
@@ -49,6 +50,7 @@ __attribute__((constructor)) static void start(void) {
     if (!getcwd(here, sizeof here)) abort();
     kind = getenv("FAULTS_KIND") ? getenv("FAULTS_KIND") : "";
     at = getenv("FAULTS_AT") ? atol(getenv("FAULTS_AT")) : 0;
+    early = getenv("FAULTS_EARLY") != NULL;
     log_fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
     if (log_fd < 0) abort();
     unsetenv("LD_PRELOAD");
@@ -74,6 +76,7 @@ static int number(const char *name) {
     static const struct { const char *name; int number; } known[] = {
         {"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EINTR", EINTR}, {"EXDEV", EXDEV}, {"EPERM", EPERM},
         {"EACCES", EACCES}, {"EMLINK", EMLINK}, {"EDQUOT", EDQUOT}, {"EOPNOTSUPP", EOPNOTSUPP},
+        {"ENOSYS", ENOSYS}, {"ESPIPE", ESPIPE},
     };
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strncmp(name, known[i].name, strlen(known[i].name))) return known[i].number;
@@ -222,6 +225,12 @@ int fallocate64(int fd, int mode, off64_t from, off64_t size) {
 }
 
 int fallocate(int fd, int mode, off_t from, off_t size) { return fallocate64(fd, mode, from, size); }
+
+int sync_file_range(int fd, off64_t from, off64_t bytes, unsigned flags) {
+    const char *name = early ? name_of(fd) : NULL;
+    if (!name) return REAL(sync_file_range)(fd, from, bytes, flags);
+    CALL("sync_file_range", name, REAL(sync_file_range)(fd, from, bytes, flags));
+}
 
 int fsync(int fd) {
     const char *name = name_of(fd);
