@@ -182,7 +182,7 @@ pub(super) struct Compiled {
 
 impl Compiled {
     fn new(anchor: &str, line: &[Arc<Table>]) -> Result<Compiled, String> {
-        let module = line.iter().find_map(|table| table.module.as_deref());
+        let module = module_of(line);
         let rule = |row: &MapRow| Rule::new(&row.in_module(module));
         let leave = |of: fn(&Table) -> &Vec<LeaveRow>| -> Result<Vec<Leave>, String> {
             line.iter().flat_map(|table| of(table)).map(Leave::new).collect()
@@ -194,6 +194,11 @@ impl Compiled {
             refuse: leave(|table| &table.refuse)?,
         })
     }
+}
+
+/// The module of a family with these tables.
+fn module_of(line: &[Arc<Table>]) -> Option<&str> {
+    line.iter().find_map(|table| table.module.as_deref())
 }
 
 impl std::fmt::Debug for Family {
@@ -247,7 +252,7 @@ impl Family {
         }
         let from = || line.iter();
         let anchor = from().find_map(|t| t.anchor.as_deref()).ok_or_else(|| wrong("it has no anchor".into()))?;
-        let module = from().find_map(|t| t.module.as_deref());
+        let module = module_of(&line);
         // It stands in every name once or more.
         if module.is_some_and(|module| module.len() > LONGEST_MODULE) {
             return Err(wrong(format!("the name of its module is longer than {LONGEST_MODULE} bytes")));

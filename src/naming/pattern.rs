@@ -71,12 +71,10 @@ impl Plain {
             return None;
         }
         let (begin, rest) = if let Some(rest) = text.strip_prefix("(?:^|") {
-            let (before, rest) = rest.split_once(')')?;
-            let mut before = sequences(&mut &*before, 0)?;
-            match (before.pop()?.as_slice(), before.as_slice()) {
-                ([Piece::Text(before)], []) => (Begin::After(before.clone()), rest),
-                _ => return None,
-            }
+            let mut rest = rest;
+            let before = literal(&mut rest);
+            let rest = rest.strip_prefix(')').filter(|_| !before.is_empty())?;
+            (Begin::After(before), rest)
         } else if let Some(rest) = text.strip_prefix('^') {
             (Begin::Start, rest)
         } else {

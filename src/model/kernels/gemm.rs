@@ -1,5 +1,4 @@
 //! Matrix products of slices: the one place of this room with `unsafe`, around the `gemm` crate.
-#![allow(unsafe_code)]
 
 /// A matrix in a slice: where its first element is, and how far apart rows and columns are.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +54,7 @@ pub(in crate::model) fn product(
     let parallelism = if threads > 1 { gemm::Parallelism::Rayon(threads) } else { gemm::Parallelism::None };
     // SAFETY: all m x n elements of `out` and all elements of the factors lie in their slices, as was just asserted; the
     // rows of `out` do not overlap; the exclusive borrow of `out` keeps it apart from the factors.
+    #[expect(unsafe_code, reason = "the crate takes pointers; see SAFETY above")]
     unsafe {
         gemm::gemm(
             m,
