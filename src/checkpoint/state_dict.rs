@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use super::derive::Derived;
 use super::{Bytes, Checkpoint, TensorData, TensorProblem};
 use crate::container::zip::{Entry, Method};
-use crate::container::{Extent, OtherTensor, StoredTensor};
+use crate::container::{Extent, OtherTensor, Source, StoredTensor};
 use crate::error::{Error, Result};
 use crate::tensor::{TensorSpec, check_view, is_contiguous};
 
@@ -203,11 +203,32 @@ impl Unchecked<'_> {
     /// # Errors
     /// [`Error::Zip`] if it is not the one that is stored.
     pub(crate) fn settle(&self, crc: u32) -> Result<()> {
-        let path =
-            || self.checkpoint.contents.sources[self.checkpoint.contents.storages[self.storage].source].path.clone();
+        let path = || self.source().path.clone();
         self.entry.compare(crc).map_err(|problem| Error::Zip { path: path(), problem })?;
         *self.checkpoint.verified[self.storage].lock().unwrap_or_else(PoisonError::into_inner) = true;
         Ok(())
+    }
+
+    /// The checksum that is stored.
+    pub(crate) fn stored(&self) -> u32 {
+        self.entry.crc
+    }
+
+    /// Reads the entry for its checksum alone, and settles the matter.
+    ///
+    /// # Errors
+    /// As [`StateDict::tensor`].
+    pub(crate) fn read_again(&self) -> Result<()> {
+        self.checkpoint.storage(self.storage).map(drop)
+    }
+
+    /// The error that says that the file is not what it was.
+    pub(crate) fn changed(&self) -> Error {
+        Error::Changed { path: self.source().path.clone() }
+    }
+
+    fn source(&self) -> &Source {
+        &self.checkpoint.contents.sources[self.checkpoint.contents.storages[self.storage].source]
     }
 }
 

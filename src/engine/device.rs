@@ -129,6 +129,11 @@ impl Computer {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether all is computed by the processor.
+    pub(super) fn is_cpu(&self) -> bool {
+        self.number().is_none()
+    }
+
     #[cfg(feature = "fold-cuda")]
     fn number(&self) -> Option<usize> {
         self.cuda.as_ref().map(Cuda::number)

@@ -23,11 +23,11 @@ impl Converter {
     }
 
     pub(super) fn fold(self, fold: Fold<'_, F16>) -> Folded {
-        let Fold { source, first, more, out } = fold;
+        let Fold { source, first, more, out, lines } = fold;
         // SAFETY: the processor has these instructions: `self` says so.
         #[expect(unsafe_code, reason = "what a processor has is known when the program runs")]
         unsafe {
-            run(self.0, Fold { source, first, more, out })
+            run(self.0, Fold { source, first, more, out, lines })
         }
     }
 }
@@ -37,12 +37,13 @@ fn run(simd: V3, fold: Fold<'_, Converted>) -> Folded {
     fold.with_simd(simd)
 }
 
-/// float16 that is converted by F16C; only [`run`] may use it.
+/// float16 that is converted by F16C; only what is compiled for that may use it.
 #[derive(Clone, Copy)]
-struct Converted;
+pub(super) struct Converted;
 
 impl Element for Converted {
     type Bits = u16;
+    type V3 = Converted;
     const LIMIT: f32 = F16::LIMIT;
 
     #[inline(always)]
@@ -60,7 +61,7 @@ impl Element for Converted {
         if (&simd as &dyn Any).is::<V3>()
             && let Some((bits, _)) = bits.split_first_chunk::<8>()
         {
-            // SAFETY: `run` is compiled for F16C.
+            // SAFETY: who uses this type is compiled for F16C.
             #[expect(unsafe_code, reason = "the library of vectors has no such operation")]
             let wide: [f32; 8] = pulp::cast(unsafe { _mm256_cvtph_ps(pulp::cast(*bits)) });
             return S::as_simd_f32s(&wide).0[0];

@@ -7,6 +7,7 @@
 
 mod blame;
 mod buffer;
+mod checks;
 #[cfg(feature = "fold-cuda")]
 mod cuda;
 mod device;
@@ -15,6 +16,7 @@ mod f16c;
 mod input;
 mod kernels;
 mod pace;
+mod remainders;
 mod simd;
 mod units;
 mod worker;

@@ -8,13 +8,15 @@ use pulp::{Arch, Simd, WithSimd};
 
 use super::Norms;
 #[cfg(target_arch = "x86_64")]
-use super::f16c::Converter;
+use super::f16c::{Converted, Converter};
 use super::kernels::{self, sum_of_squares};
 
 /// A type whose tensors are folded in float32 vectors.
 pub(super) trait Element: Copy {
     /// How an element lies in memory.
     type Bits: bytemuck::Pod;
+    /// The same, where the processor has AVX2 and F16C.
+    type V3: Element<Bits = Self::Bits>;
     /// The smallest magnitude that is rounded to infinity.
     const LIMIT: f32;
     fn widen(bits: Self::Bits) -> f32;
@@ -62,6 +64,7 @@ pub(super) struct F32;
 
 impl Element for F32 {
     type Bits = f32;
+    type V3 = F32;
     const LIMIT: f32 = f32::INFINITY;
 
     #[inline(always)]
@@ -91,6 +94,7 @@ pub(super) struct BF16;
 
 impl Element for BF16 {
     type Bits = u16;
+    type V3 = BF16;
     // Half a step above the largest number, which is odd, so that the middle is rounded up.
     const LIMIT: f32 = f32::from_bits(0x7f7f_8000);
 
@@ -111,6 +115,10 @@ pub(super) struct F16;
 
 impl Element for F16 {
     type Bits = u16;
+    #[cfg(target_arch = "x86_64")]
+    type V3 = Converted;
+    #[cfg(not(target_arch = "x86_64"))]
+    type V3 = F16;
     const LIMIT: f32 = 65520.0;
 
     #[inline(always)]
@@ -177,8 +185,29 @@ impl Element for F16 {
     }
 }
 
+/// Bytes of which remainders are made at a time.
+pub(super) const LINE: usize = 64;
+
+/// What else is made of a fold's inputs and results while they are in registers or the first-level cache.
+pub(super) trait Lines {
+    /// Takes in a line of the source, of each term, and of the result.
+    fn take<'b>(&mut self, source: &[u8], first: &[u8], more: impl Iterator<Item = &'b [u8]>, out: &[u8]);
+
+    /// After the last line.
+    fn end(self);
+}
+
+/// Nothing.
+impl Lines for () {
+    #[inline(always)]
+    fn take<'b>(&mut self, _: &[u8], _: &[u8], _: impl Iterator<Item = &'b [u8]>, _: &[u8]) {}
+
+    #[inline(always)]
+    fn end(self) {}
+}
+
 /// A block of elements plus terms, all of one type.
-pub(super) struct Fold<'a, E: Element> {
+pub(super) struct Fold<'a, E: Element, L: Lines = ()> {
     /// At most [`kernels::BLOCK`] elements.
     pub(super) source: &'a [E::Bits],
     /// The first term: its lambda, and as many elements.
@@ -187,6 +216,8 @@ pub(super) struct Fold<'a, E: Element> {
     pub(super) more: &'a [(f32, &'a [E::Bits])],
     /// Where the result goes: as many elements.
     pub(super) out: &'a mut [E::Bits],
+    /// What takes in all whole lines.
+    pub(super) lines: L,
 }
 
 /// What a block gave.
@@ -204,32 +235,35 @@ const SIDE: usize = 2;
 /// Sums of squares in float32 that are smaller are not trusted: parts of them may have become 0 or lost digits.
 const SMALLEST: f32 = 1e-30;
 
-impl<E: Element> WithSimd for Fold<'_, E> {
+impl<E: Element, L: Lines> WithSimd for Fold<'_, E, L> {
     type Output = Folded;
 
     /// Every result is a product, rounded, added to a sum, rounded, and rounded to the type. The sums of squares are made in
     /// float32 by so many lanes as the processor has, at most 128 numbers each, and are good to about six digits.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Folded {
-        let Fold { source, first, more, out } = self;
+        let Fold { source, first, more, out, mut lines } = self;
         let zero = simd.splat_f32s(0.0);
         let (mut squares, mut changes) = ([zero; SIDE], [zero; SIDE]);
         let limit = simd.splat_f32s(E::LIMIT);
         let mut finite = [simd.less_than_f32s(zero, limit); SIDE];
         let step = S::F32_LANES * SIDE;
-        let whole = source.len() / step * step;
+        // Whole vectors, and whole lines.
+        let stretch = step.max(LINE / size_of::<E::Bits>());
+        let whole = source.len() / stretch * stretch;
         {
             let lambda = simd.splat_f32s(first.0);
-            let places = out[..whole].chunks_exact_mut(step).zip(source[..whole].chunks_exact(step));
-            let places = places.zip(first.1[..whole].chunks_exact(step));
+            let places = out[..whole].chunks_exact_mut(stretch).zip(source[..whole].chunks_exact(stretch));
+            let places = places.zip(first.1[..whole].chunks_exact(stretch));
             for (number, ((out, source), values)) in places.enumerate() {
-                for side in 0..SIDE {
-                    let lanes = side * S::F32_LANES..(side + 1) * S::F32_LANES;
+                let more = more.iter().map(|(lambda, values)| (lambda, &values[number * stretch..][..stretch]));
+                for vector in 0..stretch / S::F32_LANES {
+                    let side = vector % SIDE;
+                    let lanes = vector * S::F32_LANES..(vector + 1) * S::F32_LANES;
                     let source = E::load(simd, &source[lanes.clone()]);
                     let mut change = simd.mul_f32s(lambda, E::load(simd, &values[lanes.clone()]));
                     let mut sum = simd.add_f32s(source, change);
-                    for (lambda, values) in more {
-                        let values = &values[number * step..][..step];
+                    for (lambda, values) in more.clone() {
                         let product = simd.mul_f32s(simd.splat_f32s(*lambda), E::load(simd, &values[lanes.clone()]));
                         sum = simd.add_f32s(sum, product);
                         change = simd.add_f32s(change, product);
@@ -240,7 +274,10 @@ impl<E: Element> WithSimd for Fold<'_, E> {
                     // NaN is not less than anything.
                     finite[side] = simd.and_m32s(finite[side], simd.less_than_f32s(simd.abs_f32s(sum), limit));
                 }
+                let more = more.map(|(_, values)| bytemuck::cast_slice(values));
+                lines.take(bytemuck::cast_slice(source), bytemuck::cast_slice(values), more, bytemuck::cast_slice(out));
             }
+            lines.end();
         }
         let total = |sums: [S::f32s; SIDE]| simd.reduce_sum_f32s(simd.add_f32s(sums[0], sums[1]));
         let (squares, changes) = (total(squares), total(changes));
@@ -301,7 +338,7 @@ mod tests {
     fn fold(source: &[f32], terms: &[(f32, &[f32])]) -> Vec<(Vec<f32>, Folded)> {
         let run = |arch: Arch| {
             let mut out = vec![f32::NAN; source.len()];
-            let block = Fold::<F32> { source, first: terms[0], more: &terms[1..], out: &mut out };
+            let block = Fold::<F32> { source, first: terms[0], more: &terms[1..], out: &mut out, lines: () };
             let folded = F32::fold(arch, block);
             (out, folded)
         };
@@ -365,7 +402,7 @@ mod tests {
         let expected: Vec<u16> = source.iter().zip(&a).zip(&b).map(result).map(&narrow).collect();
         for arch in archs() {
             let mut out = vec![0; source.len()];
-            let fold = Fold { source: &source, first: (0.1, &a), more: &[(-0.37, &b)], out: &mut out };
+            let fold = Fold { source: &source, first: (0.1, &a), more: &[(-0.37, &b)], out: &mut out, lines: () };
             let folded = E::fold(arch, fold);
             assert_eq!(out, expected);
             assert_eq!(folded.bad, expected.iter().any(|bits| !widen(*bits).is_finite()));
@@ -412,7 +449,7 @@ mod tests {
         fn outs<E: Element<Bits = u16>>(source: &[u16], term: &[u16]) -> Vec<Vec<u16>> {
             let run = |arch| {
                 let mut out = vec![0; source.len()];
-                let folded = E::fold(arch, Fold { source, first: (0.5, term), more: &[], out: &mut out });
+                let folded = E::fold(arch, Fold { source, first: (0.5, term), more: &[], out: &mut out, lines: () });
                 assert!(folded.bad);
                 out
             };

@@ -8,12 +8,12 @@ use crc32fast::Hasher;
 use pulp::Arch;
 
 use super::buffer::Buffer;
+use super::checks::{Checks, Sum};
 use super::input::Input;
 use super::kernels::{self, BLOCK, Real};
 use super::simd::{BF16, Element, F16, F32, Fold};
 use super::units::{UNIT, Unit};
 use super::{Lost, Norms, Shared};
-use crate::checkpoint::Unchecked;
 use crate::error::Result;
 use crate::plan::{Source, Step};
 use crate::tensor::DType;
@@ -43,31 +43,25 @@ pub(super) struct Done<'r> {
     pub(super) bad: bool,
     /// What a cast could not hold.
     pub(super) lost: Lost,
-    /// For the source and each term, the checksum of the bytes that were read if it is to be compared.
-    pub(super) sources: Vec<Option<(Unchecked<'r>, Hasher)>>,
+    /// Of the source and each term.
+    pub(super) inputs: Checks<'r>,
 }
 
-impl Done<'_> {
+impl<'r> Done<'r> {
     /// Compares the checksums of what was read, all parts of it being joined.
     ///
     /// # Errors
-    /// [`crate::Error::Zip`].
+    /// As [`Checks::settle`].
     pub(super) fn settle(&mut self) -> Result<()> {
-        self.sources.drain(..).flatten().try_for_each(|(unchecked, crc)| unchecked.settle(crc.finalize()))
+        std::mem::replace(&mut self.inputs, Checks::Each(Vec::new())).settle()
     }
 
     /// Adds what was found in the part that follows.
-    pub(super) fn join(&mut self, next: Done<'_>) {
+    pub(super) fn join(&mut self, next: Done<'r>) {
         if let (Some(crc), Some(more)) = (&mut self.crc, &next.crc) {
             crc.combine(more);
         }
-        for (source, more) in self.sources.iter_mut().zip(next.sources) {
-            match (&mut *source, more) {
-                (Some((_, crc)), Some((_, more))) => crc.combine(&more),
-                // Another step that has all of the same entry was settled meanwhile.
-                _ => *source = None,
-            }
-        }
+        self.inputs.join(next.inputs);
         self.add(next.norms, next.bad, next.lost);
     }
 
@@ -200,7 +194,7 @@ impl<'w> Worker<'w> {
         }
         let crc = self.out.file.has_checksums().then(Hasher::new);
         let (norms, lost) = (Norms::default(), Lost::default());
-        let mut done = Done { place, cut, crc, norms, bad: false, lost, sources: Vec::new() };
+        let mut done = Done { place, cut, crc, norms, bad: false, lost, inputs: Checks::Each(Vec::new()) };
         let wide = source.data.dtype() == DType::F64 || terms.iter().any(|(_, input)| input.data.dtype() == DType::F64);
         match (terms.is_empty() && source.data.dtype() == step.dtype, wide) {
             (true, _) => self.copy(&mut source, range, &mut done)?,
@@ -211,11 +205,8 @@ impl<'w> Worker<'w> {
             }
         }
         let inputs = std::iter::once(source).chain(terms.into_iter().map(|(_, input)| input));
-        let mut buffers = Vec::with_capacity(step.terms.len() + 1);
-        for input in inputs {
-            done.sources.push(input.unchecked);
-            buffers.push(input.buffer);
-        }
+        let (unchecked, buffers): (_, Vec<_>) = inputs.map(|input| (input.unchecked, input.buffer)).unzip();
+        done.inputs = done.inputs.or_each(unchecked);
         self.spare.extend(buffers.into_iter().rev());
         // Those that are needed least often go.
         while self.spare.iter().map(Buffer::size).sum::<usize>() > ROOM + UNIT {
@@ -300,10 +291,15 @@ impl<'w> Worker<'w> {
             buffer
         });
         // Tensors of one type, as nearly all are, have kernels of their own.
-        let alike = !terms.is_empty()
-            && std::iter::once(&*source)
-                .chain(terms.iter().map(|(_, term)| term))
-                .all(|i| i.data.dtype() == step.dtype);
+        let mut inputs = std::iter::once(&*source).chain(terms.iter().map(|(_, term)| term));
+        let alike = !terms.is_empty() && inputs.clone().all(|i| i.data.dtype() == step.dtype);
+        if alike
+            && self.shared.computer.is_cpu()
+            && inputs.all(|input| input.unchecked.is_some())
+            && let Some(sum) = Sum::new(self.arch, terms.len())
+        {
+            done.inputs = Checks::Together(Vec::new(), sum);
+        }
         let folds = match step.dtype {
             DType::F32 if alike => Worker::fold::<F32>,
             DType::F16 if alike => Worker::fold::<F16>,
@@ -320,10 +316,17 @@ impl<'w> Worker<'w> {
             source.fetch(&piece)?;
             terms.iter_mut().try_for_each(|(_, term)| term.fetch(&piece))?;
             if !folds(self, source, terms, &piece, done) {
+                if let Checks::Together(_, sum) = &mut done.inputs {
+                    let inputs = std::iter::once(&*source).chain(terms.iter().map(|(_, term)| term));
+                    let run: Vec<&[u8]> = inputs.map(|input| input.bytes(&piece)).collect();
+                    sum.end(&run, &[]);
+                }
                 for first in piece.clone().step_by(BLOCK) {
                     let block = first..piece.end.min(first + BLOCK);
-                    source.check(&block);
-                    terms.iter_mut().for_each(|(_, term)| term.check(&block));
+                    if let Checks::Each(_) = done.inputs {
+                        source.check(&block);
+                        terms.iter_mut().for_each(|(_, term)| term.check(&block));
+                    }
                     self.block(step, source, terms, block, &mut buffers, done);
                 }
             }
@@ -353,24 +356,41 @@ impl<'w> Worker<'w> {
             self.out.buffer.take_back(bytes);
             return false;
         };
+        let run = std::iter::once(source).chain(terms.iter().map(|(_, (term, _))| *term));
+        let run: Vec<&[u8]> = run.map(bytemuck::cast_slice).collect();
+        let mut inputs = std::mem::replace(&mut done.inputs, Checks::Each(Vec::new()));
+        let mut sum = inputs.sum();
         let mut blocks = Vec::with_capacity(terms.len());
         let span = SPAN / size_of::<E::Bits>();
         for (start, out) in (0..piece.len()).step_by(span).zip(out.chunks_mut(span)) {
-            let range = start..start + out.len();
-            check.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(&source[range.clone()])));
-            for (_, (term, check)) in &mut terms {
-                check.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(&term[range.clone()])));
+            let bytes = size_of_val(&source[..start])..size_of_val(&source[..start + out.len()]);
+            if sum.is_none() {
+                let checks = std::iter::once(&mut check).chain(terms.iter_mut().map(|(_, (_, check))| check));
+                checks.zip(&run).for_each(|(check, run)| {
+                    check.iter_mut().for_each(|crc| crc.update(&run[bytes.clone()]));
+                });
             }
             for (first, out) in (start..).step_by(BLOCK).zip(out.chunks_mut(BLOCK)) {
                 let range = first..first + out.len();
                 blocks.clear();
                 blocks.extend(terms.iter().map(|(lambda, (term, _))| (*lambda, &term[range.clone()])));
                 let [term, more @ ..] = blocks.as_slice() else { break };
-                let folded = E::fold(self.arch, Fold { source: &source[range], first: *term, more, out });
+                let fold = Fold::<E> { source: &source[range], first: *term, more, out, lines: () };
+                let folded = match &mut sum {
+                    Some(sum) => sum.fold(fold),
+                    None => E::fold(self.arch, fold),
+                };
                 done.add(folded.norms, folded.bad, Lost::default());
             }
-            done.crc.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(out)));
+            if sum.is_none() {
+                done.crc.iter_mut().for_each(|crc| crc.update(bytemuck::cast_slice(out)));
+            }
         }
+        if let Some(sum) = sum {
+            let crc = sum.end(&run, bytemuck::cast_slice(out));
+            done.crc.iter_mut().for_each(|whole| whole.combine(&crc));
+        }
+        done.inputs = inputs;
         true
     }
 
