@@ -206,7 +206,9 @@ mod tests {
         for begin in (0..length).step_by(run) {
             let mut part = begun(inputs.len() - 1)?;
             let run: Vec<&[u8]> = inputs.iter().map(|input| &input[begin..length.min(begin + run)]).collect();
-            let elements: Vec<Vec<E::Bits>> = run.iter().map(|bytes| bytemuck::pod_collect_to_vec(bytes)).collect();
+            let read =
+                |bytes: &&[u8]| bytes.chunks_exact(size_of::<E::Bits>()).map(bytemuck::pod_read_unaligned).collect();
+            let elements: Vec<Vec<E::Bits>> = run.iter().map(read).collect();
             let zero: E::Bits = bytemuck::Zeroable::zeroed();
             let (mut out, mut expected) = (vec![zero; elements[0].len()], vec![zero; elements[0].len()]);
             for first in (0..out.len()).step_by(BLOCK) {
