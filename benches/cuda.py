@@ -11,6 +11,7 @@ files. GB/s count the bytes of all inputs and of the output.
 import argparse
 import filecmp
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -107,6 +108,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="where the files go, some 3 GB for each hundred million parameters")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the folder goes, too
     gpu = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,driver_version,pcie.link.gen.current,pcie.link.width.current", "--format=csv,noheader"],
         capture_output=True, text=True, check=False,
