@@ -4,15 +4,15 @@ use std::num::{NonZeroU64, NonZeroUsize};
 
 use m2pt_surgery::{Device, RunOptions};
 
-use super::text::size;
+use super::text::{positive, size};
 
 /// Options of commands that write checkpoints.
 #[derive(clap::Args, Debug)]
 #[command(next_help_heading = "Running")]
 pub(super) struct RunArgs {
     /// How many threads compute and write [default: as many as there are processors, at most 16]
-    #[arg(long, value_name = "N")]
-    threads: Option<NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = positive)]
+    threads: Option<usize>,
 
     /// Write at most so many bytes a second: 200MB, 1GiB
     #[arg(long, value_name = "SIZE", value_parser = rate)]
@@ -34,6 +34,7 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
 impl RunArgs {
     pub(super) fn options(&self, allow_non_finite: bool) -> RunOptions {
         let RunArgs { threads, limit_rate, no_sync, hash_inputs } = *self;
+        let threads = threads.and_then(NonZeroUsize::new);
         RunOptions { allow_non_finite, threads, limit_rate, no_sync, hash_inputs, device: Device::Cpu }
     }
 }

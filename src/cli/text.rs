@@ -20,6 +20,14 @@ pub(super) fn bytes(count: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// A number of things of which there has to be one at least.
+pub(super) fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err("it is no number from 1 up".to_owned()),
+    }
+}
+
 /// A size as the Hugging Face libraries take it: `2GB`, `500MB` (decimal), `1GiB` (binary), or bytes.
 pub(super) fn size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 11] = [

@@ -142,7 +142,10 @@ fn a_limited_rate_is_kept() {
     // 14.2 MB of tensors at that rate; nobody promises that the machine is no slower.
     assert!(started.elapsed().as_secs_f64() >= 0.4, "{:?}", started.elapsed());
     bench.refused(&["convert", "target.pth", "-o", "out/p.pth", "--limit-rate", "0"], &["--limit-rate"]);
-    bench.refused(&["convert", "target.pth", "-o", "out/p.pth", "--threads", "0"], &["--threads"]);
+    for number in ["0", "two", "1.5"] {
+        let number = ["convert", "target.pth", "-o", "out/p.pth", "--threads", number];
+        bench.refused(&number, &["--threads", "no number from 1 up"]);
+    }
 }
 
 /// Every name is a step that reads the same entry of the archive, whose checksum is put together from the parts that threads have

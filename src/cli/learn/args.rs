@@ -7,7 +7,8 @@ use m2pt_surgery::learn::{Method, Objective, Search, Share};
 use m2pt_surgery::{BlockSet, LayerKind};
 
 use crate::cli::fold::{Bias, Depth, block_set, layer_kind};
-use crate::cli::verify::{Ids, ImageArgs, ModelArgs, positive};
+use crate::cli::text::positive;
+use crate::cli::verify::{Ids, ImageArgs, ModelArgs};
 
 /// Learn the lambdas of a fold from samples, and say whether they are any good
 ///

@@ -9,6 +9,7 @@ use m2pt_surgery::model::{Activation, Pool, Precision};
 use m2pt_surgery::{BlockSet, LayerKind};
 
 use crate::cli::fold;
+use crate::cli::text::positive;
 
 /// Run a model: how often it is right, whether it differs from others, whether a fold computes what its pathway did
 ///
@@ -242,7 +243,7 @@ pub(super) struct RunArgs {
     pub(super) batch: usize,
 
     /// Threads that read images; by default as many as there are processors
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = positive)]
     pub(super) threads: Option<usize>,
 }
 
@@ -298,13 +299,6 @@ fn tolerance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x >= 0.0 && x.is_finite() => Ok(x),
         _ => Err("it is no number from 0 up".to_owned()),
-    }
-}
-
-pub(in crate::cli) fn positive(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(n) if n > 0 => Ok(n),
-        _ => Err("it is no number from 1 up".to_owned()),
     }
 }
 

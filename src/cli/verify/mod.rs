@@ -19,7 +19,7 @@ use m2pt_surgery::verify::{
 };
 use m2pt_surgery::{Checkpoint, DType};
 
-pub(super) use args::{Args, Ids, ImageArgs, ModelArgs, positive};
+pub(super) use args::{Args, Ids, ImageArgs, ModelArgs};
 use models::request;
 pub(super) use models::{Model, device, root};
 
