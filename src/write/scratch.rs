@@ -4,6 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use super::writeback;
 use crate::container::{Watch, watch_scratch};
@@ -16,6 +17,9 @@ const BUFFER: usize = 1 << 20;
 const LARGE: u64 = 1 << 30;
 /// Bytes that are written at a time to a large file. The system takes a page as large as what it is given, and pages of 512 KiB are hard to
 /// get when memory has to be made free for them.
+///
+/// Local file systems let one thread at a time into a file. Threads that wait for that spin, and with pieces they would do so for each one
+/// of their pieces, when the system's own thread that makes room needs a processor: they take turns by themselves, and sleep meanwhile.
 const PIECE: u64 = 128 << 10;
 
 /// A sibling of the file to be: `.NAME.m2pt-surgery-PID-N.tmp`. It takes the name with [`ScratchFile::publish`], and is
@@ -31,6 +35,8 @@ pub(crate) struct ScratchFile {
     sync: bool,
     /// Positioned writes go no further than to the next multiple of this.
     piece: u64,
+    /// Held by the thread that writes pieces.
+    turn: Mutex<()>,
 }
 
 /// Checks that a file can be published at `path`: its folder exists, and it is no folder or device; that nothing is there
@@ -148,7 +154,8 @@ impl ScratchFile {
             let mode = existing.map(|metadata| fs::set_permissions(&scratch, metadata.permissions()));
             let file = Some(BufWriter::with_capacity(BUFFER, file));
             let (scratch, sync, piece) = (Some(scratch), true, u64::MAX);
-            let created = ScratchFile { file, scratch, _watch: watch, target, replace, sync, piece };
+            let turn = Mutex::default();
+            let created = ScratchFile { file, scratch, _watch: watch, target, replace, sync, piece, turn };
             mode.transpose().map_err(|source| created.error("set the mode of", source))?;
             return Ok(created);
         }
@@ -198,12 +205,14 @@ impl ScratchFile {
     pub(super) fn write_at(&self, at: u64, bytes: &[u8]) -> Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         let (file, mut place, mut rest) = (file.get_ref(), at, bytes);
+        let turn = (self.piece < u64::MAX).then(|| self.turn.lock().unwrap_or_else(PoisonError::into_inner));
         while !rest.is_empty() {
             let room = self.piece - place % self.piece;
             let (piece, more) = rest.split_at(rest.len().min(usize::try_from(room).unwrap_or(usize::MAX)));
             write_all_at(file, piece, place).map_err(|source| self.error("write", source))?;
             (place, rest) = (place + piece.len() as u64, more);
         }
+        drop(turn);
         if self.sync {
             writeback::begin(file, at, bytes.len());
         }
@@ -389,9 +398,12 @@ mod tests {
             file.reserve(200_000).unwrap();
             assert_eq!(file.piece, u64::MAX);
             file.piece = piece;
-            for (from, to) in [(70_001, 200_000), (0, 999), (999, 1000), (1000, 70_001), (5, 5)] {
-                file.write_at(from as u64, &bytes[from..to]).unwrap();
-            }
+            std::thread::scope(|scope| {
+                for (from, to) in [(70_001, 200_000), (0, 999), (999, 1000), (1000, 70_001), (5, 5)] {
+                    let (file, bytes) = (&file, &bytes[from..to]);
+                    scope.spawn(move || file.write_at(from as u64, bytes).unwrap());
+                }
+            });
             file.publish().unwrap();
             assert!(fs::read(&path).unwrap() == bytes, "{piece}");
         }
