@@ -6,9 +6,10 @@
 Every output is a new file; the one before is removed first, so that all sides find the same memory for it. `cp` alone stands beside
 `--no-sync`, and `cp` and `sync FILE` beside the default. Inputs are in the page cache, read from the disk, in large pages,
 or (`--pages written`) as PyTorch wrote them, mostly in smaller ones, or (`--pages small`) in the smallest. Times are medians, and a ratio is the median of the
-rounds' ratios. With `--full-memory`, outputs stay in the page cache until they are pushed out, and are synced, untimed, before the next command: as on a
-machine that has run for a while, and that no host takes free memory from. `--threads` adds a table of folds on so many threads, `--cold` one of
-inputs that are not in the page cache. Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
+rounds' ratios, with the lowest and the highest of them. With `--full-memory`, outputs stay in the page cache until they are pushed out, and are synced, untimed,
+before the next command: as on a machine that has run for a while, and that no host takes free memory from. What was pushed out of the inputs is read again
+before each command, untimed. `--threads` adds a table of folds on so many threads, `--cold` one of inputs that are not in the page cache.
+Memory is the highest anonymous resident memory (RssAnon), looked at every millisecond in a run of its own.
 """
 
 import argparse
@@ -153,8 +154,11 @@ class Bench:
             shutil.copyfile(path, output)
             self.keep(output)
 
-    def fresh(self, command, output, cold=()):
+    def fresh(self, command, output, inputs=(), cold=()):
         output.unlink(missing_ok=True)
+        if self.full:
+            for path in inputs:
+                rate(path)
         for name in cold:
             evict(self.folder / name)
         took = timed(command)
@@ -170,20 +174,22 @@ class Bench:
         command = [self.binary, *arguments[:-1], "-o", str(output), *([] if synced else ["--no-sync"])]
         plain = ["cp", str(self.folder / copied), str(output)]
         copy = ["sh", "-c", '"$@" && sync "$3"', "sh", *plain] if synced else plain
+        inputs = [path for path in map(Path, arguments) if path.is_file()]
         ours, theirs = [], []
         # A first round does not count: memory that was never used before may be slow.
         for number in range(-1, self.rounds):
             # Each is the first by turns: what comes first may leave the other better memory.
             turns = [(copy, theirs), (command, ours)]
             for run, times in turns if number % 2 else reversed(turns):
-                took = self.fresh(run, output, cold)
+                took = self.fresh(run, output, inputs, cold)
                 if number >= 0:
                     times.append(took)
         memory = anonymous(command)
         output.unlink()
-        ratio = statistics.median(a / b for a, b in zip(ours, theirs))
+        ratios = [a / b for a, b in zip(ours, theirs)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"| {what} | {statistics.median(ours):.3f} s | {statistics.median(theirs):.3f} s | {ratio:.2f} | {memory:.0f} MiB |",
+            f"| {what} | {statistics.median(ours):.3f} s | {statistics.median(theirs):.3f} s | {ratio} | {memory:.0f} MiB |",
             flush=True,
         )
 
@@ -197,7 +203,7 @@ class Bench:
         return str(self.folder / name)
 
     def heading(self):
-        print("| | here | `cp` of the target | ratio | anonymous memory |\n| --- | --- | --- | --- | --- |")
+        print("| | here | `cp` of the target | ratio (of rounds) | anonymous memory |\n| --- | --- | --- | --- | --- |")
 
     def fold_pth(self):
         return ["fold", self.path("image.pth"), "--lambda", "0.1", "--aux", self.path("audio.pth")]
