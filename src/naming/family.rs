@@ -28,38 +28,18 @@ const WRAPPERS: &[&str] = &[
 /// Bytes of the longest name of a module.
 const LONGEST_MODULE: usize = 100;
 
+/// Tables of `families/` by name, as JSON that the build script makes of them.
+macro_rules! tables {
+    ($($name:literal,)*) => { &[$(($name, include_str!(concat!(env!("OUT_DIR"), "/", $name, ".json")))),*] };
+}
+
 /// The tables, most specific first: the first one of which all evidence is found is taken.
-const TABLES: &[(&str, &str)] = &[
-    ("pointmae.toml", include_str!("families/pointmae.toml")),
-    ("videomae.toml", include_str!("families/videomae.toml")),
-    ("audiomae.toml", include_str!("families/audiomae.toml")),
-    ("dino.toml", include_str!("families/dino.toml")),
-    ("beit.toml", include_str!("families/beit.toml")),
-    ("deit.toml", include_str!("families/deit.toml")),
-    ("dinov2_swiglu.toml", include_str!("families/dinov2_swiglu.toml")),
-    ("dinov2.toml", include_str!("families/dinov2.toml")),
-    ("ijepa.toml", include_str!("families/ijepa.toml")),
-    ("siglip_timm.toml", include_str!("families/siglip_timm.toml")),
-    ("clip.toml", include_str!("families/clip.toml")),
-    ("mae.toml", include_str!("families/mae.toml")),
-    ("timm.toml", include_str!("families/timm.toml")),
-    ("hf_dinov2_swiglu.toml", include_str!("families/hf_dinov2_swiglu.toml")),
-    ("hf_dinov2_swiglu_5.toml", include_str!("families/hf_dinov2_swiglu_5.toml")),
-    ("hf_dinov2.toml", include_str!("families/hf_dinov2.toml")),
-    ("hf_dinov2_5.toml", include_str!("families/hf_dinov2_5.toml")),
-    ("hf_siglip.toml", include_str!("families/hf_siglip.toml")),
-    ("hf_clip.toml", include_str!("families/hf_clip.toml")),
-    ("hf_videomae.toml", include_str!("families/hf_videomae.toml")),
-    ("hf_videomae_5.toml", include_str!("families/hf_videomae_5.toml")),
-    ("hf_beit.toml", include_str!("families/hf_beit.toml")),
-    ("hf_beit_5.toml", include_str!("families/hf_beit_5.toml")),
-    ("hf_ast.toml", include_str!("families/hf_ast.toml")),
-    ("hf_ast_5.toml", include_str!("families/hf_ast_5.toml")),
-    ("hf_vit.toml", include_str!("families/hf_vit.toml")),
-    ("hf_vit_5.toml", include_str!("families/hf_vit_5.toml")),
-    ("jax_siglip.toml", include_str!("families/jax_siglip.toml")),
-    ("jax_big_vision.toml", include_str!("families/jax_big_vision.toml")),
-    ("jax_vit.toml", include_str!("families/jax_vit.toml")),
+#[rustfmt::skip]
+const TABLES: &[(&str, &str)] = tables![
+    "pointmae", "videomae", "audiomae", "dino", "beit", "deit", "dinov2_swiglu", "dinov2", "ijepa",
+    "siglip_timm", "clip", "mae", "timm", "hf_dinov2_swiglu", "hf_dinov2_swiglu_5", "hf_dinov2",
+    "hf_dinov2_5", "hf_siglip", "hf_clip", "hf_videomae", "hf_videomae_5", "hf_beit", "hf_beit_5", "hf_ast",
+    "hf_ast_5", "hf_vit", "hf_vit_5", "jax_siglip", "jax_big_vision", "jax_vit",
 ];
 
 /// A table file as written.
@@ -227,8 +207,9 @@ static FAMILIES: LazyLock<Vec<Arc<Family>>> = LazyLock::new(|| match read_tables
 
 /// The tables that are part of the program.
 pub(super) fn tables() -> Result<Vec<Arc<Table>>, String> {
-    let parse =
-        |&(file, text): &(&str, &str)| toml::from_str(text).map(Arc::new).map_err(|error| format!("{file}: {error}"));
+    let parse = |&(name, text): &(&str, &str)| {
+        serde_json::from_str(text).map(Arc::new).map_err(|error| format!("{name}: {error}"))
+    };
     TABLES.iter().map(parse).collect()
 }
 
