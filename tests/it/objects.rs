@@ -128,6 +128,15 @@ fn tensors_in_odd_places_are_listed() {
 }
 
 #[test]
+fn tensors_in_attributes_that_dictionaries_share_are_listed_for_each() {
+    // Of three dictionaries, the first has [0] for attributes, the others [[0], tensor].
+    let dict = |attributes: &[u8]| [b"ccollections\nOrderedDict\n)R", attributes, b"b"].concat();
+    let both = [b"](h\x01", &tensor(0)[..], b"eq\x02"].concat();
+    let all = [b"(", &dict(b"](K\0eq\x01")[..], &dict(&both), &dict(b"h\x02"), b"t"].concat();
+    assert_eq!(names(&all), ["w.1.state.0.1", "w.2.state.0.1"]);
+}
+
+#[test]
 fn rejects_tensors_that_have_no_name_of_their_own_or_are_made_otherwise() {
     let t = tensor(0);
     let parameter = [

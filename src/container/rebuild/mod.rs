@@ -47,7 +47,8 @@ pub(super) fn rebuild(
         tensors,
         by_node: HashMap::new(),
         names: HashMap::new(),
-        searched: Cell::new(0),
+        searched: 0,
+        tensorless: Vec::new(),
         copied: Cell::new(0),
         budget,
         spent: pickle.memory(),
@@ -80,7 +81,9 @@ struct Builder<'p> {
     /// The full names of globals, each made once.
     names: HashMap<NodeId, Arc<str>>,
     /// Values looked at in search of tensors.
-    searched: Cell<usize>,
+    searched: usize,
+    /// Whether a value is known to have no tensors in it, by node.
+    tensorless: Vec<bool>,
     /// Values of shared sequences that were copied.
     copied: Cell<usize>,
     budget: &'p mut Budget,
@@ -98,6 +101,8 @@ impl<'p> Builder<'p> {
         let root = self.pickle.root();
         self.spend(root, self.pickle.len() * size_of::<u32>())?;
         let mut places = vec![UNSEEN; self.pickle.len()];
+        self.spend(root, self.pickle.len())?;
+        self.tensorless = vec![false; self.pickle.len()];
         let mut todo = vec![root];
         // Objects may be changed by calls whose results are dropped, and be made by objects that are called: the tensors in
         // these are below nothing.
@@ -367,23 +372,25 @@ impl<'p> Builder<'p> {
 
     /// Whether PyTorch would make a tensor of anything below that value. All searches of a file together look at no more
     /// values than the pickle may have; past that the answer is yes, so that such a file is refused.
-    fn holds_tensor(&self, id: NodeId) -> bool {
-        let mut seen = std::collections::HashSet::new();
+    fn holds_tensor(&mut self, id: NodeId) -> bool {
+        let mut seen = Vec::new();
         let mut todo = vec![id];
         while let Some(id) = todo.pop() {
-            if !seen.insert(id) {
+            if std::mem::replace(&mut self.tensorless[id.index()], true) {
                 continue;
             }
-            self.searched.set(self.searched.get() + 1);
-            if self.searched.get() > pickle::MAX_NODES {
+            seen.push(id);
+            self.searched += 1;
+            let node = self.pickle.node(id);
+            let found = self.searched > pickle::MAX_NODES
+                || matches!(node, Node::Object(object)
+                    if self.torch_name(object.callable).is_some_and(|name| is_rebuild(&name) || is_tensor_class(&name)));
+            if found {
+                // It may be below any of them.
+                seen.iter().for_each(|id| self.tensorless[id.index()] = false);
                 return true;
             }
-            if let Node::Object(object) = self.pickle.node(id)
-                && self.torch_name(object.callable).is_some_and(|name| is_rebuild(&name) || is_tensor_class(&name))
-            {
-                return true;
-            }
-            below(self.pickle.node(id), &mut todo);
+            below(node, &mut todo);
         }
         false
     }

@@ -55,8 +55,8 @@ impl Builder<'_> {
     fn call(&mut self, id: NodeId, callable: NodeId, args: NodeId, depth: usize) -> Fallible<usize> {
         let pickle = self.pickle;
         let (module, function) = pickle.global(callable).unwrap_or(("", "something that is no function"));
-        let full = format!("{module}.{function}");
-        let wrong = |what| (id, RebuildProblem::Arguments { function: full.clone(), what });
+        let full = || format!("{module}.{function}");
+        let wrong = |what| (id, RebuildProblem::Arguments { function: full(), what });
         let args = pickle.sequence(args).ok_or_else(|| wrong("they are no tuple"))?;
         let malformed = || wrong("offset, size or stride");
         match (function, args) {
@@ -77,7 +77,7 @@ impl Builder<'_> {
                     return Err((id, RebuildProblem::Attributes));
                 }
                 if depth > 4 || !pickle.global(inner).is_some_and(|(m, n)| is_rebuild(&format!("{m}.{n}"))) {
-                    return Err((id, RebuildProblem::Unsupported { function: full }));
+                    return Err((id, RebuildProblem::Unsupported { function: full() }));
                 }
                 self.call(id, inner, inner_args, depth + 1)
             }
@@ -124,7 +124,7 @@ impl Builder<'_> {
                 let tensor = self.tensor(data, depth + 1)?;
                 match (&self.tensors[tensor], self.dtype_name(dtype)) {
                     (Stored::Dense(dense), Some(dtype)) if dense.dtype.name() == dtype => Ok(tensor),
-                    _ => Err((id, RebuildProblem::Unsupported { function: full })),
+                    _ => Err((id, RebuildProblem::Unsupported { function: full() })),
                 }
             }
             (
@@ -137,7 +137,7 @@ impl Builder<'_> {
                 | "_rebuild_tensor_v3",
                 _,
             ) => Err(wrong("there are too few")),
-            _ => Err((id, RebuildProblem::Unsupported { function: full })),
+            _ => Err((id, RebuildProblem::Unsupported { function: full() })),
         }
     }
 
