@@ -5,6 +5,7 @@
 //! one is cut depends on the plan alone, and sums of several units are made in their order: what comes out does not depend on
 //! the number of threads, nor does the error if there are several.
 
+mod ahead;
 mod blame;
 mod buffer;
 mod checks;

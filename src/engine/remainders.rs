@@ -63,6 +63,7 @@ mod x86 {
     use pulp::{Arch, WithSimd};
 
     use super::{Line, Remainders, ZERO};
+    use crate::engine::ahead::ahead;
     use crate::engine::simd::{Element, Fold, Folded, Lines};
 
     /// x^544 and x^480 modulo the polynomial, in reversed order of bits, a line of 512 bits being between two that are added.
@@ -124,9 +125,12 @@ mod x86 {
     impl Lines for Running<'_> {
         #[inline(always)]
         fn take<'b>(&mut self, source: &[u8], first: &[u8], more: impl Iterator<Item = &'b [u8]>, out: &[u8]) {
+            ahead(source);
+            ahead(first);
             let sum = add(load(source), self.late);
             self.late = load(first);
             for (number, values) in more.enumerate() {
+                ahead(values);
                 let late = self.more[number].map(pulp::cast);
                 match number.checked_sub(1) {
                     None => self.late = add(self.late, late),

@@ -7,6 +7,7 @@ use std::any::Any;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::Norms;
+use super::ahead::ahead;
 #[cfg(target_arch = "x86_64")]
 use super::f16c::{Converted, Converter};
 use super::kernels::{self, sum_of_squares};
@@ -197,10 +198,15 @@ pub(super) trait Lines {
     fn end(self);
 }
 
-/// Nothing.
+/// Nothing; what will be folded next is brought near.
 impl Lines for () {
     #[inline(always)]
-    fn take<'b>(&mut self, _: &[u8], _: &[u8], _: impl Iterator<Item = &'b [u8]>, _: &[u8]) {}
+    fn take<'b>(&mut self, source: &[u8], first: &[u8], more: impl Iterator<Item = &'b [u8]>, _: &[u8]) {
+        let near = |input: &[u8]| input.chunks(LINE).for_each(ahead);
+        near(source);
+        near(first);
+        more.for_each(near);
+    }
 
     #[inline(always)]
     fn end(self) {}
@@ -242,7 +248,17 @@ impl<E: Element, L: Lines> WithSimd for Fold<'_, E, L> {
     /// float32 by so many lanes as the processor has, at most 128 numbers each, and are good to about six digits.
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) -> Folded {
+        // With one term, all that a loop needs stays in registers.
+        if self.more.is_empty() { self.run::<S, false>(simd) } else { self.run::<S, true>(simd) }
+    }
+}
+
+impl<E: Element, L: Lines> Fold<'_, E, L> {
+    /// As [`WithSimd::with_simd`]; whether there is more than one term.
+    #[inline(always)]
+    fn run<S: Simd, const MORE: bool>(self, simd: S) -> Folded {
         let Fold { source, first, more, out, mut lines } = self;
+        let more = if MORE { more } else { &[] };
         let zero = simd.splat_f32s(0.0);
         let (mut squares, mut changes) = ([zero; SIDE], [zero; SIDE]);
         let limit = simd.splat_f32s(E::LIMIT);
