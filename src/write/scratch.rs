@@ -16,11 +16,11 @@ const BUFFER: usize = 1 << 20;
 /// Bytes from which on a file is large: there may not be as much free memory, so that the system has to make room for what is written.
 const LARGE: u64 = 1 << 30;
 /// Bytes that are written at a time to a large file. The system takes a page as large as what it is given, and pages of 512 KiB are hard to
-/// get when memory has to be made free for them.
+/// get when memory has to be made free for them; for those of 128 KiB it still moves others out of the way now and then.
 ///
 /// Local file systems let one thread at a time into a file. Threads that wait for that spin, and with pieces they would do so for each one
 /// of their pieces, when the system's own thread that makes room needs a processor: they take turns by themselves, and sleep meanwhile.
-const PIECE: u64 = 128 << 10;
+const PIECE: u64 = 64 << 10;
 
 /// A sibling of the file to be: `.NAME.m2pt-surgery-PID-N.tmp`. It takes the name with [`ScratchFile::publish`], and is
 /// removed when dropped before that. Only a killed process leaves it behind, under a name that tells what it is.
